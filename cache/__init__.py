@@ -1,0 +1,1 @@
+"""Decisions and books of the cache: which chunk is remembered, where, in which role, at which position."""

@@ -1,0 +1,124 @@
+"""Every error that Longtake raises on purpose.
+
+LongtakeError
+├── ConfigError            a setting is wrong; nothing was started
+│   ├── GeometryError      the chunk does not divide into whole frames, latents or patches
+│   └── BudgetError        a budget cannot hold what must always be kept
+├── CheckpointError        the weights are not of a family that can be served
+├── SnapshotError          bytes that cannot be resumed
+│   ├── SnapshotCorrupt    damaged, truncated, or no snapshot at all
+│   └── SnapshotMismatch   whole, but of another model, version or cache configuration
+├── StreamError            a call that this stream cannot answer in its present state
+│   ├── UnknownScene       a return to a scene that the stream does not remember
+│   ├── SceneExists        a cut to a name that is taken
+│   └── StreamClosed       the stream was closed or paused away
+└── CacheError             the cache refuses, or found itself inconsistent
+    ├── PoolExhausted      no memory slots left for what was asked; nothing was changed
+    ├── TransactionError   begin, commit and abort out of order
+    ├── RecordLost         the restore store no longer has the chunk
+    └── IntegrityError     an invariant does not hold: a bug, never the caller's fault
+
+Each class has a stable ``code`` for callers that cannot catch Python classes.
+"""
+
+
+class LongtakeError(Exception):
+    """Base of all errors raised on purpose; ``code`` is stable across releases."""
+
+    code = "longtake"
+
+
+class ConfigError(LongtakeError):
+    """A setting is wrong; the message names it, its value and what was expected."""
+
+    code = "config"
+
+
+class GeometryError(ConfigError):
+    """The chunk does not divide into whole latent frames, audio latents or patches."""
+
+    code = "geometry"
+
+
+class BudgetError(ConfigError):
+    """A budget cannot hold what must always be kept, or exceeds the trained range."""
+
+    code = "budget"
+
+
+class CheckpointError(LongtakeError):
+    """The weights are missing, damaged or of another family."""
+
+    code = "checkpoint"
+
+
+class SnapshotError(LongtakeError):
+    """Bytes that cannot be resumed."""
+
+    code = "snapshot"
+
+
+class SnapshotCorrupt(SnapshotError):
+    """Damaged or truncated bytes, or bytes that never were a snapshot."""
+
+    code = "snapshot_corrupt"
+
+
+class SnapshotMismatch(SnapshotError):
+    """A whole snapshot, but of another model, format version or cache configuration."""
+
+    code = "snapshot_mismatch"
+
+
+class StreamError(LongtakeError):
+    """A call that this stream cannot answer in its present state."""
+
+    code = "stream"
+
+
+class UnknownScene(StreamError):
+    """A return to a scene that the stream does not remember."""
+
+    code = "unknown_scene"
+
+
+class SceneExists(StreamError):
+    """A cut to a name that is already taken."""
+
+    code = "scene_exists"
+
+
+class StreamClosed(StreamError):
+    """The stream was closed; its memory is gone."""
+
+    code = "stream_closed"
+
+
+class CacheError(LongtakeError):
+    """The cache refuses an operation or found itself inconsistent."""
+
+    code = "cache"
+
+
+class PoolExhausted(CacheError):
+    """No memory slots left for what was asked; nothing was changed."""
+
+    code = "pool_exhausted"
+
+
+class TransactionError(CacheError):
+    """begin, commit and abort were called out of order."""
+
+    code = "transaction"
+
+
+class RecordLost(CacheError):
+    """The restore store no longer has the chunk that was asked for."""
+
+    code = "record_lost"
+
+
+class IntegrityError(CacheError):
+    """An invariant does not hold: a bug in Longtake, never the caller's fault."""
+
+    code = "integrity"

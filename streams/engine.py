@@ -1,0 +1,364 @@
+"""The engine: one backbone, one pool, many streams; each step makes the next chunk of every stream it is given."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+
+import torch
+
+from cache.drift import ChannelStatistics
+from cache.manager import CacheConfig, CacheManager
+from cache.plan import Directive, PromptChange
+from cache.policies.base import Policy
+from cache.pool import Pool
+from cache.spec import TYPES, AttentionType, Modality
+from cache.state import dump, load
+from cache.tiers import HostTier, Latents, RestoreTier
+from errors import BudgetError, StreamClosed, StreamError
+from kernels.attention import BlockTable
+from kernels.ops import ops
+from models.backbone import Backbone
+from models.prompt import Prompt, hashed_prompt
+from models.sampler import Pair, Schedule, denoise, noise
+from streams.executor import Executor
+from streams.session import Session, block_table
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What an engine is made with.
+
+    Args:
+        sessions: streams that fit the pool at once; opening one more raises ``PoolExhausted``.
+        host_bytes: bound of the in-process restore store, for all streams together.
+        first_schedule: denoising schedule of a stream's first chunk, which has no history; by default as the others.
+        impl: implementation of the tensor operations.
+    """
+
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    schedule: Schedule = field(default_factory=Schedule)
+    first_schedule: Schedule | None = None
+    sessions: int = 1
+    host_bytes: int = 1 << 30
+    impl: str = "torch"
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One published chunk: clean latents as tokens [tokens, channels], float32. Never written after publication.
+
+    ``start`` and ``seconds`` are exact media times; ``drift`` is the score against the scene's reference.
+    """
+
+    index: int
+    scene: str
+    video: torch.Tensor
+    audio: torch.Tensor
+    start: Fraction
+    seconds: Fraction
+    drift: float
+
+
+class Engine:
+    """Batches streams of different length, scene and keep-set into one forward pass."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        policy: Policy,
+        config: EngineConfig | None = None,
+        encode_prompt: Callable[[str], Prompt] | None = None,
+        tier: RestoreTier | None = None,
+    ) -> None:
+        """``encode_prompt`` turns text into embeddings; without one, texts are hashed (random weights only).
+
+        Raises:
+            BudgetError: the keep-set does not fit its bytes or the model's trained range of positions.
+        """
+        self.config = config or EngineConfig()
+        self.backbone, self.policy = backbone, policy
+        self.specs = backbone.specs()
+        trained = min(backbone.config.pos_embed_max_pos, backbone.config.audio_pos_embed_max_pos)
+        slots = backbone.geometry.position_slots(trained)
+        if self.config.cache.positions.slots > slots:
+            raise BudgetError(
+                f"positions.slots is {self.config.cache.positions.slots} but {trained} s of trained range hold {slots} "
+                f"chunks of {float(backbone.geometry.seconds):.3f} s; expected at most {slots}"
+            )
+        policy.budgets.check(self.specs, self.config.cache.positions.slots)
+        self.places = {t: policy.budgets[t].places for t in TYPES}
+        pages = {t: n * self.config.sessions for t, n in self.places.items()}
+        self.pool = Pool(self.specs, pages, backbone.dtype, backbone.device)
+        self.ops = ops(self.config.impl)
+        self.tier = HostTier(self.config.host_bytes) if tier is None else tier
+        self.executor = Executor(backbone, self.pool, self.ops, self.tier, self.config.schedule.context_sigma)
+        self._encode_prompt = encode_prompt or self._hash_prompt
+        self.sessions: dict[str, Session] = {}
+        self._opened = 0
+
+    # -- streams come and go
+
+    def open(self, prompt: str | Prompt, seed: int = 0, scene: str = "opening", first_slot: int = 0) -> Session:
+        """Begin a stream; raises ``PoolExhausted`` if the pool is full, and then nothing was changed.
+
+        ``first_slot`` moves the whole time axis, which changes nothing but rounding.
+        """
+        embedded = self.prompt(prompt)
+        name = self._name()
+        manager = CacheManager(name, self.specs, self.policy, self.config.cache, self.tier)
+        manager.positions.next_slot = first_slot
+        manager.open_scene(scene, embedded.key)
+        return self.adopt(Session(name, seed, manager, self.pool.open(self.places), {embedded.key: embedded}))
+
+    def adopt(self, session: Session) -> Session:
+        """Take over a session whose lease is in this engine's pool."""
+        self.sessions[session.id] = session
+        return session
+
+    def fork(self, session: Session, seed: int | None = None) -> Session:
+        """A second stream with the same past; pages are shared until one of the two writes. Same seed, same future."""
+        self._require(session)
+        plain = dump(session.manager)
+        name = self._name()
+        lease = self.pool.fork(session.lease)
+        manager = load(plain, name, self.specs, self.policy, self.config.cache, self.tier)
+        self.tier.fork(session.id, name)
+        child = Session(name, session.seed if seed is None else seed, manager, lease, dict(session.prompts))
+        child.retained = dict(session.retained)
+        child.subject_tokens = dict(session.subject_tokens)
+        return self.adopt(child)
+
+    def close(self, session: Session) -> None:
+        """End a stream: its pages, records and latents are released."""
+        self._require(session)
+        self.pool.close(session.lease)
+        self.tier.close(session.id)
+        del self.sessions[session.id]
+
+    def new_manager(self, plain: dict[str, object]) -> CacheManager:
+        """A manager under a fresh name that goes on from dumped state."""
+        return load(plain, self._name(), self.specs, self.policy, self.config.cache, self.tier)
+
+    # -- directives
+
+    def prompt(self, prompt: str | Prompt) -> Prompt:
+        """Embeddings for this model; raises ``CheckpointError`` if they were made for another."""
+        embedded = self._encode_prompt(prompt) if isinstance(prompt, str) else prompt
+        self.backbone.check_prompt(embedded)
+        return embedded
+
+    def direct(self, session: Session, directive: Directive, prompt: Prompt | None = None) -> None:
+        """Carry out a directive before the next chunk; ``prompt`` are the embeddings that it names, if it names any."""
+        self._require(session)
+        if prompt is not None:
+            session.prompts[prompt.key] = prompt
+        plan = session.manager.direct(directive)
+        if isinstance(directive, PromptChange):
+            for encoding in plan.encode:
+                session.retained[encoding.chunk] = replace(session.retained[encoding.chunk], prompt=directive.prompt)
+        self.executor.carry_out(session, plan)
+        session.forget_prompts()
+
+    def harvest(self, session: Session, chunk: int, masks: Mapping[Modality, torch.Tensor], score: float) -> bool:
+        """Make the subject anchor of the tokens that ``masks`` [tokens] (bool, by modality) choose from a kept chunk.
+
+        Returns whether it was taken: only a better score replaces the present anchor.
+        """
+        self._require(session)
+        chosen: dict[AttentionType, torch.Tensor] = {}
+        for modality, mask in masks.items():
+            expected = self.backbone.geometry.tokens(modality)
+            if mask.shape != (expected,) or not bool(mask.any()):
+                raise StreamError(
+                    f"{modality} mask has shape {tuple(mask.shape)} and {int(mask.sum())} chosen tokens; "
+                    f"expected ({expected},) with one or more chosen"
+                )
+            chosen.update({t: mask.nonzero()[:, 0] for t in TYPES if t.keyed_by is modality})
+        sources = {t: session.manager.ledgers[t].entries.get(chunk) for t in chosen}
+        plan = session.manager.set_subject(chunk, {t: len(tokens) for t, tokens in chosen.items()}, score)
+        if plan is None:
+            return False
+        for t, tokens in chosen.items():
+            source = sources[t]
+            assert source is not None
+            (page,) = self.pool.pages(session.lease, t, [source.place])
+            self.executor.write_subject(session, t, page, tokens)
+        session.subject_tokens.update(chosen)
+        self.executor.carry_out(session, plan)
+        return True
+
+    # -- chunks
+
+    def step(self, sessions: Sequence[Session]) -> list[Chunk]:
+        """The next chunk of every session, in one batch. On an error all are as before and can be stepped again."""
+        for session in sessions:
+            self._require(session)
+        if len({session.id for session in sessions}) != len(sessions):
+            raise StreamError("a stream stands twice in one step; each makes one chunk at a time")
+        if self.config.first_schedule is None:
+            return self._batch(sessions, self.config.schedule)
+        first = [s for s in sessions if s.manager.next_chunk == 0]
+        later = [s for s in sessions if s.manager.next_chunk > 0]
+        made = {
+            s.id: chunk
+            for group, schedule in ((first, self.config.first_schedule), (later, self.config.schedule))
+            for s, chunk in zip(group, self._batch(group, schedule), strict=True)
+        }
+        return [made[s.id] for s in sessions]
+
+    def _batch(self, sessions: Sequence[Session], schedule: Schedule) -> list[Chunk]:
+        if not sessions:
+            return []
+        begun: list[Session] = []
+        try:
+            for session in sessions:
+                session.manager.begin()
+                begun.append(session)
+                for t, ledger in session.manager.ledgers.items():
+                    assert ledger.staged is not None
+                    self.pool.claim(session.lease, t, ledger.staged)
+            clean = self._denoise(sessions, schedule)
+            chunks, committed = self._publish(sessions, clean)
+            masses = self._commit_pass(sessions, committed)
+        except BaseException:
+            for session in begun:
+                self._abort(session)
+            raise
+        for session, latents, mass in zip(sessions, committed, masses, strict=True):
+            chunk = session.manager.next_chunk
+            session.retained[chunk] = latents
+            self.executor.carry_out(session, session.manager.commit(chunk, mass))
+        return chunks
+
+    def _denoise(self, sessions: Sequence[Session], schedule: Schedule) -> Pair:
+        """Clean latents [rows, tokens, channels] of the chunks in progress; the cache is read, the staged page used."""
+        geometry, backbone = self.backbone.geometry, self.backbone
+
+        def draw(number: int) -> Pair:
+            video, audio = (
+                torch.stack(
+                    [
+                        noise(s.seed, s.manager.next_chunk, number, m, geometry.tokens(m), backbone.channels(m))
+                        for s in sessions
+                    ]
+                ).to(backbone.device)
+                for m in (Modality.VIDEO, Modality.AUDIO)
+            )
+            return video, audio
+
+        reads, writes = self._tables(sessions)
+        return denoise(schedule, lambda x, sigma: self._forward(sessions, x, sigma, reads, writes), draw)
+
+    def _forward(
+        self,
+        sessions: Sequence[Session],
+        x: Pair,
+        sigma: float,
+        reads: dict[AttentionType, list[BlockTable]],
+        writes: dict[AttentionType, list[int]],
+        mass: dict[AttentionType, list[torch.Tensor]] | None = None,
+    ) -> Pair:
+        video, audio = self.backbone.forward(
+            pool=self.pool,
+            ops=self.ops,
+            video=x[0].to(self.backbone.dtype),
+            audio=x[1].to(self.backbone.dtype),
+            sigma=sigma,
+            slots=[s.manager.positions.next_slot for s in sessions],
+            lead=[s.manager.next_chunk == 0 for s in sessions],
+            reads=reads,
+            writes=writes,
+            prompts=[s.prompt for s in sessions],
+            mass=mass,
+        )
+        return video.float(), audio.float()
+
+    def _publish(self, sessions: Sequence[Session], clean: Pair) -> tuple[list[Chunk], list[Latents]]:
+        """The chunks as the viewers get them, and the corrected copies that the cache gets."""
+        chunks, committed = [], []
+        seconds = self.backbone.geometry.seconds
+        statistics = [self.ops.channel_statistics(x) for x in clean]
+        for row, session in enumerate(sessions):
+            manager, index = session.manager, session.manager.next_chunk
+            seen = {
+                m.value: ChannelStatistics(*(v[row].cpu().numpy() for v in statistics[i]))
+                for i, m in enumerate(Modality)
+            }
+            verdict = manager.judge(seen)
+            copies = []
+            for i, m in enumerate(Modality):
+                correction = verdict.corrections.get(m.value)
+                own = clean[i][row].clone()
+                if correction is not None:
+                    mean, std = (torch.from_numpy(v).to(own.device) for v in (correction.mean, correction.std))
+                    own = self.ops.adastat(own, mean, std, correction.strength)
+                copies.append(own)
+            video, audio = (x[row].clone() for x in clean)
+            scene = manager.scenes.current_name
+            chunks.append(Chunk(index, scene, video, audio, index * seconds, seconds, verdict.score))
+            committed.append(Latents(copies[0], copies[1], session.prompt.key))
+        return chunks, committed
+
+    def _commit_pass(
+        self, sessions: Sequence[Session], committed: Sequence[Latents]
+    ) -> list[dict[AttentionType, dict[int, float]] | None]:
+        """The clean pass that leaves the keys and values of the committed copies in the staged pages."""
+        reads, writes = self._tables(sessions)
+        x = (torch.stack([c.video for c in committed]), torch.stack([c.audio for c in committed]))
+        mass: dict[AttentionType, list[torch.Tensor]] | None = {} if self.policy.wants_mass else None
+        self._forward(sessions, x, self.config.schedule.context_sigma, reads, writes, mass)
+        if mass is None:
+            return [None] * len(sessions)
+        return [{t: _by_chunk(s, t, mass[t][row].tolist()) for t in TYPES} for row, s in enumerate(sessions)]
+
+    def _tables(
+        self, sessions: Sequence[Session]
+    ) -> tuple[dict[AttentionType, list[BlockTable]], dict[AttentionType, list[int]]]:
+        """What each row reads and where it writes: its keep-set and the staged page, in the order of places."""
+        reads: dict[AttentionType, list[BlockTable]] = {t: [] for t in TYPES}
+        writes: dict[AttentionType, list[int]] = {t: [] for t in TYPES}
+        for session in sessions:
+            for t, ledger in session.manager.ledgers.items():
+                table = session.lease.tables[t]
+                pages = tuple(table[place] for place in ledger.places())
+                subject = ledger.subject
+                skip = 0 if subject is None else ledger.spec.tokens_per_chunk - subject.tokens
+                reads[t].append(block_table(pages, None if subject is None else table[0], skip))
+                assert ledger.staged is not None
+                writes[t].append(table[ledger.staged])
+        return reads, writes
+
+    def _abort(self, session: Session) -> None:
+        for t, place in session.manager.abort().items():
+            if place in session.lease.tables[t]:
+                self.pool.release(session.lease, t, place)
+
+    def _require(self, session: Session) -> None:
+        if self.sessions.get(session.id) is not session:
+            raise StreamClosed(f"{session.id} is closed; open a stream or resume one from its snapshot")
+
+    def _name(self) -> str:
+        self._opened += 1
+        return f"stream-{self._opened}"
+
+    def _hash_prompt(self, text: str) -> Prompt:
+        return hashed_prompt(
+            text, self.backbone.text_channels(Modality.VIDEO), self.backbone.text_channels(Modality.AUDIO)
+        )
+
+    def check_integrity(self) -> None:
+        """Raise ``IntegrityError`` if any stream's books, pages or records contradict each other."""
+        self.pool.check_integrity()
+        for session in self.sessions.values():
+            session.manager.check_integrity()
+            session.check_pages()
+
+
+def _by_chunk(session: Session, type: AttentionType, shares: list[float]) -> dict[int, float]:
+    """Shares in the order of places, by chunk; the subject anchor's own share, which comes first, is left out."""
+    ledger = session.manager.ledgers[type]
+    chunk_at = {entry.place: chunk for chunk, entry in ledger.entries.items()}
+    assert ledger.staged is not None
+    chunk_at[ledger.staged] = session.manager.next_chunk
+    own = shares[1:] if ledger.subject is not None else shares
+    return {chunk_at[place]: share for place, share in zip(ledger.places(), own, strict=True)}

@@ -1,0 +1,185 @@
+"""Carries out the plans of the cache manager on the pool and the restore store, and encodes chunks from latents."""
+
+from dataclasses import dataclass
+
+import torch
+
+from cache.keep_set import Role
+from cache.plan import Encoding, Eviction, Plan, Restoration
+from cache.pool import Pool
+from cache.positions import Move
+from cache.spec import TYPES, AttentionType
+from cache.tiers import KeyValues, Latents, RestoreTier
+from errors import RecordLost
+from kernels.attention import BlockTable
+from kernels.ops import Ops
+from models.backbone import Backbone
+from models.rope import KEY_KIND
+from streams.session import Session, block_table
+
+
+@dataclass
+class Executor:
+    """Writes pages of the pool; between two chunks of a session only."""
+
+    backbone: Backbone
+    pool: Pool
+    ops: Ops
+    tier: RestoreTier
+    context_sigma: float
+
+    def carry_out(self, session: Session, plan: Plan) -> None:
+        """Evict, restore, move, encode, forget, in this order: a page is reused only after its copy has landed."""
+        for eviction in plan.evictions:
+            self._evict(session, eviction)
+        self._retire_latents(session, plan)
+        for restoration in plan.restorations:
+            self._restore(session, restoration)
+        for t, moves in plan.moves.items():
+            for move in moves:
+                self._move(session, t, move)
+        if plan.encode_subject:
+            self._encode_subject(session)
+        pending = {encoding.chunk for encoding in plan.encode}
+        for encoding in plan.encode:
+            self._encode_planned(session, encoding, pending)
+            pending.discard(encoding.chunk)
+        for chunk in plan.forget:
+            self.tier.forget(session.id, chunk)
+            session.retained.pop(chunk, None)
+
+    # -- between pool and store
+
+    def _evict(self, session: Session, eviction: Eviction) -> None:
+        t, storage = eviction.type, self.pool.storage[eviction.type]
+        # What the store has already was written earlier and rounded less often.
+        if eviction.offload and t not in self.tier.holds(session.id, eviction.chunk).types:
+            (page,) = self.pool.pages(session.lease, t, [eviction.place])
+            packed = self.ops.pack(storage, page).cpu()
+            self.tier.offload(session.id, eviction.chunk, t, KeyValues(packed, eviction.slot, eviction.role))
+        self.pool.release(session.lease, t, eviction.place)
+        if eviction.role is Role.SUBJECT_ANCHOR:
+            session.subject_tokens.pop(t, None)
+
+    def _retire_latents(self, session: Session, plan: Plan) -> None:
+        """Latents of chunks that are no longer kept go to the store, where they are the source of truth."""
+        kept = {*session.manager.kept(), *session.manager.subject_chunks(), *plan.forget}
+        for chunk in [c for c in session.retained if c not in kept]:
+            self.tier.keep_latents(session.id, chunk, session.retained.pop(chunk))
+
+    def _restore(self, session: Session, restoration: Restoration) -> None:
+        t, chunk = restoration.type, restoration.chunk
+        if chunk not in session.manager.ledgers[t].entries:
+            return  # given up for another type a moment ago
+        try:
+            payload = self.tier.fetch(session.id, chunk, t)
+        except RecordLost as error:
+            self._give_up(session, chunk, str(error))
+            return
+        page = self.pool.claim(session.lease, t, restoration.place)
+        self.ops.unpack(self.pool.storage[t], page, payload.tensor.to(self.pool.device))
+        self._rotate(t, page, payload.slot, restoration.slot)
+        if chunk not in session.retained and self.tier.holds(session.id, chunk).latents:
+            session.retained[chunk] = self.tier.latents(session.id, chunk)
+
+    def _give_up(self, session: Session, chunk: int, reason: str) -> None:
+        for eviction in session.manager.give_up(chunk, reason):
+            if eviction.place in session.lease.tables[eviction.type]:
+                self.pool.release(session.lease, eviction.type, eviction.place)
+
+    # -- positions
+
+    def _move(self, session: Session, type: AttentionType, move: Move) -> None:
+        ledger = session.manager.ledgers[type]
+        place = 0 if move.chunk is None else ledger.entries[move.chunk].place
+        self._rotate(type, self.pool.exclusive(session.lease, type, place), move.from_slot, move.to_slot)
+
+    def _rotate(self, type: AttentionType, page: int, from_slot: int, to_slot: int) -> None:
+        if from_slot != to_slot:
+            rope = self.backbone.ropes[KEY_KIND[type]]
+            self.ops.relocate(self.pool.storage[type][:, 0, page], *rope.delta(from_slot, to_slot), rope.layout)
+
+    # -- encoding from latents
+
+    def encode(
+        self,
+        session: Session,
+        chunk: int,
+        latents: Latents,
+        slot: int,
+        pages: dict[AttentionType, int],
+        blind: set[int],
+    ) -> None:
+        """The clean pass over ``latents`` at ``slot``: writes ``pages``, attends to what stands before ``slot``.
+
+        ``blind``: chunks that must not be seen because their own keys are still to be encoded.
+        """
+        tables = {t: self._tables(session, t, slot, page, blind) for t, page in pages.items()}
+        video, audio = (x[None].to(self.pool.device) for x in (latents.video, latents.audio))
+        self.backbone.forward(
+            pool=self.pool,
+            ops=self.ops,
+            video=video,
+            audio=audio,
+            sigma=self.context_sigma,
+            slots=[slot],
+            lead=[chunk == 0],
+            reads={t: [table] for t, table in tables.items()},
+            writes={t: [page] for t, page in pages.items()},
+            prompts=[session.prompts.get(latents.prompt, session.prompt)],
+        )
+
+    def _tables(self, session: Session, type: AttentionType, slot: int, own: int, blind: set[int]) -> BlockTable:
+        ledger = session.manager.ledgers[type]
+        before = [e.place for c, e in ledger.entries.items() if e.slot < slot and c not in blind]
+        pages = self.pool.pages(session.lease, type, sorted(before))
+        subject = ledger.subject if ledger.subject is not None and ledger.subject.slot < slot else None
+        if subject is None:
+            return BlockTable((*pages, own))
+        (page,) = self.pool.pages(session.lease, type, [0])
+        return block_table((*pages, own), page, ledger.spec.tokens_per_chunk - subject.tokens)
+
+    def _encode_planned(self, session: Session, encoding: Encoding, pending: set[int]) -> None:
+        """Encode one chunk into the places of ``encoding.types``; other types get a page that is thrown away."""
+        chunk, manager = encoding.chunk, session.manager
+        if chunk not in session.retained:
+            try:
+                session.retained[chunk] = self.tier.latents(session.id, chunk)
+            except RecordLost as error:
+                self._give_up(session, chunk, str(error))
+                return
+        latents = session.retained[chunk]
+        pages, scratch = {}, []
+        for t in TYPES:
+            if t in encoding.types:
+                place = manager.ledgers[t].entries[chunk].place
+                held = place in session.lease.tables[t]
+                use = self.pool.exclusive if held else self.pool.claim
+            else:
+                place, use = manager.ledgers[t].free[0], self.pool.claim
+                scratch.append((t, place))
+            pages[t] = use(session.lease, t, place)
+        self.encode(session, chunk, latents, manager.positions.slots[chunk], pages, pending)
+        for t, place in scratch:
+            self.pool.release(session.lease, t, place)
+
+    def _encode_subject(self, session: Session) -> None:
+        """Encode the anchor's source chunk at the reserved slot, seeing nothing, and keep the chosen tokens."""
+        manager = session.manager
+        subjects = {t: ledger.subject for t, ledger in manager.ledgers.items() if ledger.subject is not None}
+        places = {t: manager.ledgers[t].free[0] for t in TYPES}
+        pages = {t: self.pool.claim(session.lease, t, place) for t, place in places.items()}
+        for chunk in manager.subject_chunks():
+            slot = next(s.slot for s in subjects.values() if s.chunk == chunk)
+            self.encode(session, chunk, session.retained[chunk], slot, pages, blind=set(manager.kept()))
+            for t in (t for t, s in subjects.items() if s.chunk == chunk):
+                self.write_subject(session, t, pages[t], session.subject_tokens[t])
+        for t, place in places.items():
+            self.pool.release(session.lease, t, place)
+
+    def write_subject(self, session: Session, type: AttentionType, source: int, tokens: torch.Tensor) -> None:
+        """Copy chosen tokens of page ``source`` into place 0, right-aligned."""
+        held = 0 in session.lease.tables[type]
+        page = self.pool.exclusive(session.lease, type, 0) if held else self.pool.claim(session.lease, type, 0)
+        storage = self.pool.storage[type]
+        storage[:, :, page, -len(tokens) :] = storage[:, :, source].index_select(2, tokens.to(self.pool.device))

@@ -1,0 +1,137 @@
+"""A stream as bytes, and back: all that the next chunk depends on, so that resuming equals not pausing."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from cache.keep_set import Role
+from cache.spec import TYPES, AttentionType
+from cache.state import dump
+from cache.tiers import KeyValues, Latents
+from errors import SnapshotCorrupt, SnapshotMismatch
+from models.prompt import Prompt
+from streams.engine import Engine
+from streams.session import Session
+from wire import seal, unseal
+
+KIND, VERSION = "snapshot", 1
+Plain = dict[str, Any]
+
+
+def save(engine: Engine, session: Session) -> bytes:
+    """The stream between two chunks: books, pages, latents, prompts, and its records in the restore store."""
+    manager = session.manager
+    pages: Plain = {}
+    for t in TYPES:
+        table = session.lease.tables[t]
+        pages[t.value] = [
+            [place, _plain(engine.ops.pack(engine.pool.storage[t], page))] for place, page in sorted(table.items())
+        ]
+    payload = {
+        "model": engine.backbone.fingerprint,
+        "cache": _cache_identity(engine),
+        "seed": session.seed,
+        "manager": dump(manager),
+        "pages": pages,
+        "prompts": [[p.text, _plain(p.video), _plain(p.audio)] for p in session.prompts.values()],
+        "retained": {chunk: _plain_latents(latents) for chunk, latents in session.retained.items()},
+        "subject_tokens": {t.value: tokens.tolist() for t, tokens in session.subject_tokens.items()},
+        "records": {chunk: _record(engine, session.id, chunk) for chunk in sorted(manager.stored)},
+    }
+    return seal(KIND, VERSION, payload)
+
+
+def resume(engine: Engine, data: bytes) -> Session:
+    """Open the stream that ``save`` wrote, in this engine; it goes on bit-equal to the one that was saved.
+
+    Raises:
+        SnapshotCorrupt: the bytes are damaged, truncated or no snapshot.
+        SnapshotMismatch: of another model, release or cache configuration.
+        PoolExhausted: no room; nothing was changed.
+    """
+    payload = unseal(data, KIND, VERSION)
+    try:
+        _check_identity(engine, payload)
+        manager = engine.new_manager(payload["manager"])
+        prompts = [Prompt(text, _tensor(video), _tensor(audio)) for text, video, audio in payload["prompts"]]
+        retained = {chunk: _latents(plain) for chunk, plain in payload["retained"].items()}
+        tokens = {AttentionType(t): torch.tensor(chosen) for t, chosen in payload["subject_tokens"].items()}
+        pages = [(t, place, _tensor(plain)) for t in TYPES for place, plain in payload["pages"][t.value]]
+        records = [(chunk, *_parse_record(plain)) for chunk, plain in payload["records"].items()]
+        seed = int(payload["seed"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise SnapshotCorrupt(f"the snapshot is sealed but does not hold what a stream needs: {error!r}") from error
+    lease = engine.pool.open(engine.places)
+    for t, place, packed in pages:
+        engine.ops.unpack(engine.pool.storage[t], engine.pool.claim(lease, t, place), packed.to(engine.pool.device))
+    for chunk, latents, key_values in records:
+        if latents is not None:
+            engine.tier.keep_latents(manager.session, chunk, latents)
+        for t, payload_of_type in key_values.items():
+            engine.tier.offload(manager.session, chunk, t, payload_of_type)
+    session = Session(manager.session, seed, manager, lease, {p.key: p for p in prompts}, retained, tokens)
+    return engine.adopt(session)
+
+
+def _check_identity(engine: Engine, payload: Plain) -> None:
+    if payload["model"] != engine.backbone.fingerprint:
+        raise SnapshotMismatch(
+            f"the snapshot is of model {payload['model']}, this engine serves {engine.backbone.fingerprint} "
+            "(weights, configuration or chunk geometry differ); resume it on the model that it was made with"
+        )
+    mine = _cache_identity(engine)
+    differing = [name for name, value in mine.items() if payload["cache"].get(name) != value]
+    if differing:
+        details = "; ".join(f"{n}: {payload['cache'].get(n)} there, {mine[n]} here" for n in differing)
+        raise SnapshotMismatch(f"the snapshot was made under another configuration: {details}")
+
+
+def _cache_identity(engine: Engine) -> dict[str, str]:
+    config = engine.config
+    return {
+        "policy": repr(engine.policy),
+        "positions": repr(config.cache.positions),
+        "scenes": repr(config.cache.scenes),
+        "drift": repr(config.cache.drift),
+        "schedule": repr((config.schedule, config.first_schedule)),
+        "dtype": str(engine.backbone.dtype),
+    }
+
+
+def _record(engine: Engine, session: str, chunk: int) -> Plain:
+    held = engine.tier.holds(session, chunk)
+    payloads: Mapping[AttentionType, KeyValues] = {t: engine.tier.fetch(session, chunk, t) for t in sorted(held.types)}
+    return {
+        "latents": _plain_latents(engine.tier.latents(session, chunk)) if held.latents else None,
+        "key_values": [[t.value, p.role.value, p.slot, _plain(p.tensor)] for t, p in payloads.items()],
+    }
+
+
+def _parse_record(plain: Plain) -> tuple[Latents | None, dict[AttentionType, KeyValues]]:
+    key_values = {
+        AttentionType(t): KeyValues(_tensor(tensor), slot, Role(role)) for t, role, slot, tensor in plain["key_values"]
+    }
+    return (None if plain["latents"] is None else _latents(plain["latents"])), key_values
+
+
+def _plain_latents(latents: Latents) -> list[Any]:
+    return [_plain(latents.video), _plain(latents.audio), latents.prompt]
+
+
+def _latents(plain: list[Any]) -> Latents:
+    video, audio, prompt = plain
+    return Latents(_tensor(video), _tensor(audio), prompt)
+
+
+def _plain(tensor: torch.Tensor) -> list[Any]:
+    raw = tensor.detach().cpu().contiguous()
+    return [str(raw.dtype).removeprefix("torch."), list(raw.shape), raw.view(torch.uint8).numpy().tobytes()]
+
+
+def _tensor(plain: list[Any]) -> torch.Tensor:
+    name, shape, data = plain
+    dtype = getattr(torch, name)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"{name!r} is no tensor type")
+    return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape)
