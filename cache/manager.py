@@ -179,8 +179,11 @@ class CacheManager:
         for ledger in self.ledgers.values():
             ledger.book(chunk, self.positions.next_slot)
         self.positions.advance(chunk)
-        score = self.drift_scores.setdefault(chunk, 0.0)
-        self.scenes.book(chunk, anchor_worthy=score <= self.config.drift.reference_threshold)
+        self.drift_scores.setdefault(chunk, 0.0)
+        self.scenes.book(chunk)
+        leaving = chunk - min(self.policy.budgets[t].recent for t in TYPES)
+        if self.drift_scores.get(leaving, float("inf")) <= self.config.drift.reference_threshold:
+            self.scenes.consider_anchor(leaving)
         self.stored.add(chunk)
         self.next_chunk += 1
         self._open = None

@@ -48,7 +48,6 @@ class Scene:
     last: list[int] = field(default_factory=list)
     returning: list[int] = field(default_factory=list)
     reference: dict[str, Reference] = field(default_factory=dict)
-    chunks: int = 0
     visits: int = 1
 
     @property
@@ -59,7 +58,7 @@ class Scene:
 
 @dataclass
 class SceneBook:
-    """The scenes of one stream. Mutated by ``cut``, ``return_to`` and ``book``."""
+    """The scenes of one stream. Mutated by ``cut``, ``return_to``, ``book`` and ``consider_anchor``."""
 
     config: SceneConfig
     scenes: dict[str, Scene] = field(default_factory=dict)
@@ -97,22 +96,27 @@ class SceneBook:
         self.current_name = name
         return scene
 
-    def book(self, chunk: int, anchor_worthy: bool) -> None:
-        """Enter ``chunk`` in the books of the scene on air; ``anchor_worthy``: it did not drift."""
+    def book(self, chunk: int) -> None:
+        """Enter a committed chunk in the books of the scene on air."""
         scene, config = self.current, self.config
-        scene.chunks += 1
         if len(scene.sink) < config.sink_chunks:
             scene.sink.append(chunk)
-        elif config.anchors and anchor_worthy and self._due(scene, chunk):
-            scene.anchors.append(chunk)
-            if len(scene.anchors) > config.anchors:
-                scene.anchors.remove(crowded(scene.anchors))
         scene.last.append(chunk)
         del scene.last[: max(0, len(scene.last) - config.last_chunks)]
 
-    def _due(self, scene: Scene, chunk: int) -> bool:
-        latest = scene.anchors[-1] if scene.anchors else (scene.sink[-1] if scene.sink else scene.entered_at)
-        return chunk - latest >= self.config.anchor_every
+    def consider_anchor(self, chunk: int) -> None:
+        """Make a chunk that leaves the recent window an anchor of the scene on air, if one is due.
+
+        Only then: an anchor that still were a recent chunk would take two budgets and free one place too many, and the
+        read would no longer be one range of places.
+        """
+        scene, config = self.current, self.config
+        latest = max([scene.entered_at - 1, *scene.sink, *scene.anchors])
+        if not config.anchors or chunk < scene.entered_at or chunk - latest < config.anchor_every:
+            return
+        scene.anchors.append(chunk)
+        if len(scene.anchors) > config.anchors:
+            scene.anchors.remove(crowded(scene.anchors))
 
     def remembered(self) -> set[int]:
         """Every chunk that some scene may ask for again; all others may be forgotten for good."""

@@ -117,7 +117,7 @@ class Engine:
 
     def fork(self, session: Session, seed: int | None = None) -> Session:
         """A second stream with the same past; pages are shared until one of the two writes. Same seed, same future."""
-        self._require(session)
+        self.require(session)
         plain = dump(session.manager)
         name = self._name()
         lease = self.pool.fork(session.lease)
@@ -130,7 +130,7 @@ class Engine:
 
     def close(self, session: Session) -> None:
         """End a stream: its pages, records and latents are released."""
-        self._require(session)
+        self.require(session)
         self.pool.close(session.lease)
         self.tier.close(session.id)
         del self.sessions[session.id]
@@ -149,7 +149,7 @@ class Engine:
 
     def direct(self, session: Session, directive: Directive, prompt: Prompt | None = None) -> None:
         """Carry out a directive before the next chunk; ``prompt`` are the embeddings that it names, if it names any."""
-        self._require(session)
+        self.require(session)
         if prompt is not None:
             session.prompts[prompt.key] = prompt
         plan = session.manager.direct(directive)
@@ -164,7 +164,7 @@ class Engine:
 
         Returns whether it was taken: only a better score replaces the present anchor.
         """
-        self._require(session)
+        self.require(session)
         chosen: dict[AttentionType, torch.Tensor] = {}
         for modality, mask in masks.items():
             expected = self.backbone.geometry.tokens(modality)
@@ -192,7 +192,7 @@ class Engine:
     def step(self, sessions: Sequence[Session]) -> list[Chunk]:
         """The next chunk of every session, in one batch. On an error all are as before and can be stepped again."""
         for session in sessions:
-            self._require(session)
+            self.require(session)
         if len({session.id for session in sessions}) != len(sessions):
             raise StreamError("a stream stands twice in one step; each makes one chunk at a time")
         if self.config.first_schedule is None:
@@ -333,7 +333,8 @@ class Engine:
             if place in session.lease.tables[t]:
                 self.pool.release(session.lease, t, place)
 
-    def _require(self, session: Session) -> None:
+    def require(self, session: Session) -> None:
+        """Raise ``StreamClosed`` unless ``session`` is open in this engine."""
         if self.sessions.get(session.id) is not session:
             raise StreamClosed(f"{session.id} is closed; open a stream or resume one from its snapshot")
 

@@ -29,12 +29,20 @@ class Executor:
     context_sigma: float
 
     def carry_out(self, session: Session, plan: Plan) -> None:
-        """Evict, restore, move, encode, forget, in this order: a page is reused only after its copy has landed."""
+        """Fetch, evict, restore, move, encode, forget, in this order.
+
+        What comes back is fetched before anything is offloaded, or a full store might drop it for what goes; a page is
+        reused only after its copy has landed.
+        """
+        fetched, lost = self._fetch(session, plan)
         for eviction in plan.evictions:
             self._evict(session, eviction)
+        for chunk, reason in lost.items():
+            self._give_up(session, chunk, reason)
         self._retire_latents(session, plan)
         for restoration in plan.restorations:
-            self._restore(session, restoration)
+            if restoration.chunk in session.manager.ledgers[restoration.type].entries:
+                self._restore(session, restoration, fetched[restoration.type, restoration.chunk])
         for t, moves in plan.moves.items():
             for move in moves:
                 self._move(session, t, move)
@@ -67,22 +75,28 @@ class Executor:
         for chunk in [c for c in session.retained if c not in kept]:
             self.tier.keep_latents(session.id, chunk, session.retained.pop(chunk))
 
-    def _restore(self, session: Session, restoration: Restoration) -> None:
-        t, chunk = restoration.type, restoration.chunk
-        if chunk not in session.manager.ledgers[t].entries:
-            return  # given up for another type a moment ago
-        try:
-            payload = self.tier.fetch(session.id, chunk, t)
-        except RecordLost as error:
-            self._give_up(session, chunk, str(error))
-            return
-        page = self.pool.claim(session.lease, t, restoration.place)
-        self.ops.unpack(self.pool.storage[t], page, payload.tensor.to(self.pool.device))
-        self._rotate(t, page, payload.slot, restoration.slot)
-        if chunk not in session.retained and self.tier.holds(session.id, chunk).latents:
-            session.retained[chunk] = self.tier.latents(session.id, chunk)
+    def _fetch(self, session: Session, plan: Plan) -> tuple[dict[tuple[AttentionType, int], KeyValues], dict[int, str]]:
+        """Keys, values and latents of all that the plan brings back, and the chunks that the store lost, with why."""
+        fetched: dict[tuple[AttentionType, int], KeyValues] = {}
+        lost: dict[int, str] = {}
+        arriving = {r.chunk for r in plan.restorations} | {e.chunk for e in plan.encode}
+        for chunk in sorted(arriving):
+            try:
+                if chunk not in session.retained:
+                    session.retained[chunk] = self.tier.latents(session.id, chunk)
+                for t in (r.type for r in plan.restorations if r.chunk == chunk):
+                    fetched[t, chunk] = self.tier.fetch(session.id, chunk, t)
+            except RecordLost as error:
+                lost[chunk] = str(error)
+        return fetched, lost
+
+    def _restore(self, session: Session, restoration: Restoration, payload: KeyValues) -> None:
+        page = self.pool.claim(session.lease, restoration.type, restoration.place)
+        self.ops.unpack(self.pool.storage[restoration.type], page, payload.tensor.to(self.pool.device))
+        self._rotate(restoration.type, page, payload.slot, restoration.slot)
 
     def _give_up(self, session: Session, chunk: int, reason: str) -> None:
+        session.retained.pop(chunk, None)
         for eviction in session.manager.give_up(chunk, reason):
             if eviction.place in session.lease.tables[eviction.type]:
                 self.pool.release(session.lease, eviction.type, eviction.place)
@@ -142,12 +156,8 @@ class Executor:
     def _encode_planned(self, session: Session, encoding: Encoding, pending: set[int]) -> None:
         """Encode one chunk into the places of ``encoding.types``; other types get a page that is thrown away."""
         chunk, manager = encoding.chunk, session.manager
-        if chunk not in session.retained:
-            try:
-                session.retained[chunk] = self.tier.latents(session.id, chunk)
-            except RecordLost as error:
-                self._give_up(session, chunk, str(error))
-                return
+        if chunk not in manager.positions.slots:
+            return  # given up when its latents could not be fetched
         latents = session.retained[chunk]
         pages, scratch = {}, []
         for t in TYPES:

@@ -21,7 +21,9 @@ Plain = dict[str, Any]
 
 def save(engine: Engine, session: Session) -> bytes:
     """The stream between two chunks: books, pages, latents, prompts, and its records in the restore store."""
+    engine.require(session)
     manager = session.manager
+    state = dump(manager)
     pages: Plain = {}
     for t in TYPES:
         table = session.lease.tables[t]
@@ -32,7 +34,7 @@ def save(engine: Engine, session: Session) -> bytes:
         "model": engine.backbone.fingerprint,
         "cache": _cache_identity(engine),
         "seed": session.seed,
-        "manager": dump(manager),
+        "manager": state,
         "pages": pages,
         "prompts": [[p.text, _plain(p.video), _plain(p.audio)] for p in session.prompts.values()],
         "retained": {chunk: _plain_latents(latents) for chunk, latents in session.retained.items()},

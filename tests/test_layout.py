@@ -1,0 +1,101 @@
+"""The layout and import rules of the house: one direction, and few who may touch ray, triton or the environment."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Whoever stands further left may import what stands further right, and its own kind.
+ORDER = [
+    {"serve_app", "cli"},
+    {"settings"},
+    {"actors"},
+    {"streams"},
+    {"models", "media"},
+    {"cache", "kernels"},
+    {"wire"},
+    {"errors"},
+]
+RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
+OUTSIDE = {"bench", "tests", "training"}
+RESTRICTED = {"ray": {"serve_app", "actors"}, "triton": {"kernels"}}
+SOURCES = sorted(
+    path for path in ROOT.rglob("*.py") if not {".venv", "build", "node_modules"} & set(path.relative_to(ROOT).parts)
+)
+
+
+def owner(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of everything that a file imports, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import"
+            found.add((node.module or "").split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_run_one_way(path: Path) -> None:
+    here = owner(path)
+    if here in OUTSIDE:
+        return
+    assert here in RANK, f"{here} has no place in the layout"
+    for name in imported(path):
+        assert name not in OUTSIDE, f"{here} imports {name}"
+        if name in RANK and name != here:
+            assert RANK[name] > RANK[here], f"{here} imports {name}"
+        if name in RESTRICTED:
+            assert here in RESTRICTED[name], f"{here} imports {name}"
+
+
+def test_the_leaves_need_the_standard_library_and_msgpack_only() -> None:
+    import sys
+
+    for leaf in ("wire", "errors"):
+        foreign = imported(ROOT / f"{leaf}.py") - set(sys.stdlib_module_names) - {"msgpack", "errors"}
+        assert not foreign, f"{leaf} imports {foreign}"
+
+
+def test_importing_the_kernels_package_imports_nothing() -> None:
+    """An unrelated package of this name exists; ours must stay free to be imported first."""
+    assert not imported(ROOT / "kernels" / "__init__.py")
+
+
+def test_the_books_need_no_tensors() -> None:
+    """What decides is plain Python; only the pool and the tiers hold tensors."""
+    for path in (ROOT / "cache").rglob("*.py"):
+        if path.name not in ("pool.py", "tiers.py"):
+            assert "torch" not in imported(path), path
+
+
+def test_only_settings_reads_the_environment() -> None:
+    for path in SOURCES:
+        if owner(path) in OUTSIDE | {"settings"}:
+            continue
+        names = {n.attr for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)}
+        assert not {"environ", "getenv"} & names, path
+
+
+def test_no_broad_except_hides_an_error() -> None:
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ExceptHandler):
+                assert node.type is not None, f"{path}:{node.lineno}"
+                name = getattr(node.type, "id", "")
+                reraises = any(isinstance(n, ast.Raise) and n.exc is None for n in ast.walk(node))
+                assert name not in ("Exception", "BaseException") or reraises, f"{path}:{node.lineno}"
+
+
+def test_every_package_is_declared() -> None:
+    import tomllib
+
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    products = {owner(p) for p in SOURCES} - OUTSIDE
+    assert products == {name.split(".")[0] for name in declared["packages"]} | set(declared["py-modules"])

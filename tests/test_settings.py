@@ -1,0 +1,189 @@
+"""Settings: the parts' own defaults, a file, the environment; and errors that say which key, which value, what else."""
+
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import pytest
+
+from cache.keep_set import Budgets
+from cache.policies import SinkRecent
+from errors import BudgetError, CheckpointError, ConfigError, GeometryError
+from settings import POLICIES, Cue, Settings, build_engine, load, read_script
+from streams.engine import EngineConfig
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def written(tmp_path: Path):
+    def write(text: str) -> Path:
+        path = tmp_path / "settings.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_without_a_file_and_variables_all_defaults_are_those_of_the_parts():
+    settings = load(environ={"PATH": "/bin", "LONGTAKES": "2"})
+    assert settings == Settings()
+    assert (settings.engine, settings.budgets) == (EngineConfig(), Budgets())
+
+
+def test_the_environment_overrides_the_file_and_the_file_the_defaults(written):
+    path = written("engine: {sessions: 2, host_bytes: 5}\ngeometry: {fps: 24}")
+    settings = load(path, {"LONGTAKE_ENGINE__SESSIONS": "3", "LONGTAKE_ENGINE__CACHE__POSITIONS__SLOTS": "20"})
+    assert (settings.engine.sessions, settings.engine.host_bytes) == (3, 5)
+    assert (settings.geometry.fps, settings.geometry.frames) == (24.0, Settings().geometry.frames)
+    assert settings.engine.cache.positions.slots == 20
+
+
+def test_a_mapping_is_merged_and_a_list_replaced(written):
+    text = "engine: {schedule: {sigmas: [1.0, 0.5]}, cache: {drift: {strength: {video: 0.1}}}}"
+    engine = load(written(text), {"LONGTAKE_ENGINE__FIRST_SCHEDULE": "{step: euler}"}).engine
+    assert engine.schedule.sigmas == (1.0, 0.5)
+    assert engine.cache.drift.strength == {"video": 0.1, "audio": EngineConfig().cache.drift.strength["audio"]}
+    assert engine.first_schedule is not None
+    assert engine.first_schedule.step == "euler"
+
+
+@pytest.mark.parametrize("text", ["", "engine:\n", "engine:\n  cache:\nbudgets:\n"])
+def test_an_empty_section_changes_nothing(written, text):
+    assert load(written(text), {}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("engine: {sesions: 2}", ("engine.sesions", "2", "expected engine.sessions")),
+        ("budgets: {audio_self: {recnt: 3}}", ("budgets.audio_self.recnt", "3", "budgets.audio_self.recent")),
+        ("positions: {slots: 9}", ("positions", "{'slots': 9}", "engine.cache.positions")),
+        ("engine: {first_schedule: {sigma: [1.0]}}", ("engine.first_schedule.sigma", "[1.0]", "sigmas")),
+        ("engine: {sessions: '2'}", ("engine.sessions", "'2'", "integer")),
+        ("engine: {sessions: yes}", ("engine.sessions", "True", "integer")),
+        ("engine: {cache: {positions: {move: copy}}}", ("engine.cache.positions.move", "'copy'", "'relocate'")),
+        ("geometry: {fps: .nan}", ("geometry.fps", "nan", "finite")),
+        ("geometry: 3", ("geometry", "3", "a mapping")),
+        ("policy: scene_memry", ("policy", "scene_memry", *POLICIES)),
+        ("threads: 0", ("threads", "0", "at least 1")),
+        ("[1]", ("list", "a mapping")),
+        ("a: [", ("cannot be read as YAML",)),
+        ("threads: no\npolicy: 3", ("threads", "False", "policy", "3")),
+    ],
+)
+def test_a_bad_setting_is_named_with_its_value_its_file_and_what_was_expected(written, text, words):
+    path = written(text)
+    with pytest.raises(ConfigError) as raised:
+        load(path, {})
+    for word in (*words, str(path)):
+        assert word in str(raised.value)
+
+
+def test_a_bad_variable_is_named(written):
+    for name, value, word in (
+        ("LONGTAKE_GEOMTRY__FPS", "25", "geometry"),
+        ("LONGTAKE_ENGINE__SESSIONS", "two", "integer"),
+        ("LONGTAKE_THREADS", "[", "YAML"),
+    ):
+        with pytest.raises(ConfigError, match=word) as raised:
+            load(environ={name: value})
+        assert name in str(raised.value) or name.removeprefix("LONGTAKE_").lower().split("__")[0] in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("budgets: {video_self: {recent: 0}}", BudgetError),
+        ("geometry: {fps: 0}", GeometryError),
+        ("engine: {cache: {drift: {ema_rate: 2.0}}}", ConfigError),
+    ],
+)
+def test_what_a_part_refuses_is_refused_with_its_own_error_and_the_file(written, text, error):
+    path = written(text)
+    with pytest.raises(error) as raised:
+        load(path, {})
+    assert type(raised.value) is error
+    assert str(path) in str(raised.value)
+
+
+def test_a_missing_file_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(ConfigError, match=r"absent\.yaml"):
+        load(tmp_path / "absent.yaml", {})
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(FrozenInstanceError):
+        Settings().threads = 2  # type: ignore[misc]
+
+
+def test_the_engine_is_built_of_every_part(written):
+    text = "policy: sink_recent\nmodel: {dtype: bfloat16}\ngeometry: {height: 32, width: 64}\nengine: {sessions: 2}"
+    engine = build_engine(load(written(text), {"LONGTAKE_THREADS": "1"}))
+    assert isinstance(engine.policy, SinkRecent)
+    assert str(engine.backbone.dtype) == "torch.bfloat16"
+    assert (engine.backbone.geometry.height, engine.backbone.geometry.width) == (1, 2)
+    assert engine.config.sessions == 2
+
+
+def test_random_weights_are_those_of_their_seed():
+    first, again, other = (
+        build_engine(load(environ={"LONGTAKE_MODEL__SEED": seed})).backbone.fingerprint for seed in "112"
+    )
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.parametrize(
+    ("variables", "error", "word"),
+    [
+        ({"LONGTAKE_MODEL__DEVICE": "warp"}, ConfigError, "model.device is 'warp'"),
+        ({"LONGTAKE_MODEL__SOURCE": "./absent"}, CheckpointError, "absent"),
+        ({"LONGTAKE_GEOMETRY__HEIGHT": "65"}, GeometryError, "65 pixels"),
+        ({"LONGTAKE_GEOMETRY__FRAMES": "0"}, GeometryError, "frames is 0"),
+        ({"LONGTAKE_ENGINE__CACHE__POSITIONS__SLOTS": "99"}, BudgetError, "slots is 99"),
+        ({"LONGTAKE_ENGINE__IMPL": "abacus"}, ConfigError, "abacus"),
+    ],
+)
+def test_an_engine_that_cannot_be_built_says_why(variables, error, word):
+    with pytest.raises(error, match=word):
+        build_engine(load(environ=variables))
+
+
+def test_a_script_is_read_cue_by_cue(written):
+    text = """
+- {at: 2, do: cut, scene: kitchen, prompt: a kettle}
+- {at: 4, do: prompt, prompt: it boils, mode: recache}
+- {at: 6, do: return, scene: opening}
+"""
+    assert read_script(written(text)) == [
+        Cue(2, "cut", "kitchen", "a kettle"),
+        Cue(4, "prompt", prompt="it boils", mode="recache"),
+        Cue(6, "return", "opening"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("- {at: 3, do: cutt}", ("0.do", "'cutt'", "'return'")),
+        ("- {at: 3, do: return, scnee: a}", ("0.scnee", "'a'", "scene")),
+        ("- {do: return, scene: a}", ("0.at", "missing")),
+        ("- {at: 3, do: cut, scene: a}", ("cut at 3", "prompt", "''")),
+        ("- {at: 3, do: return, scene: a, prompt: b}", ("return at 3", "prompt", "'b'")),
+        ("do: cut", ("{'do': 'cut'}", "array")),
+        ("", ("None", "array")),
+    ],
+)
+def test_a_bad_cue_is_named(written, text, words):
+    with pytest.raises(ConfigError) as raised:
+        read_script(written(text))
+    for word in words:
+        assert word in str(raised.value)
+
+
+def test_only_settings_reads_the_environment():
+    product = [p for p in ROOT.glob("*.py")] + [
+        p for package in ("cache", "kernels", "models", "streams") for p in (ROOT / package).rglob("*.py")
+    ]
+    readers = {p.name for p in product if any(word in p.read_text() for word in ("environ", "getenv"))}
+    assert readers == {"settings.py"}
