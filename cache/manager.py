@@ -5,61 +5,22 @@ stages a place in every ledger, then either ``commit`` books the chunk and answe
 books as they were. ``commit`` is idempotent per chunk.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
+from cache.books import Books, CacheConfig, CacheStatistics
 from cache.decisions import DecisionLog
-from cache.drift import ChannelStatistics, DriftConfig, DriftControl, DriftVerdict, Reference, Rung
-from cache.keep_set import Role, select
+from cache.drift import ChannelStatistics, DriftControl, DriftVerdict, Reference, Rung
+from cache.keep_set import Role
 from cache.ledger import Ledger, Subject
-from cache.plan import Cut, Directive, Encoding, Eviction, Plan, PromptChange, Restoration
-from cache.policies.base import Policy, View
-from cache.positions import Move, PositionConfig, PositionMap
-from cache.scenes import Scene, SceneBook, SceneConfig
-from cache.spec import TYPES, AttentionSpec, AttentionType, Modality
+from cache.plan import Cut, Directive, Eviction, Plan, PromptChange
+from cache.planner import encoding, replan
+from cache.policies.base import Policy
+from cache.positions import PositionMap
+from cache.scenes import SceneBook
+from cache.spec import TYPES, AttentionSpec, AttentionType
 from cache.tiers import Holdings
-from errors import IntegrityError, StreamError, TransactionError
-
-MEMORY_ROLES = (Role.SCENE_SINK, Role.SCENE_ANCHOR, Role.RESTORED)
-# Audio first: a chunk comes back to a video-keyed ledger only if the audio-keyed ones have it.
-AUDIO_FIRST = tuple(sorted(TYPES, key=lambda t: t.keyed_by is Modality.VIDEO))
-
-
-@dataclass(frozen=True)
-class CacheConfig:
-    """Everything that a cache manager decides by."""
-
-    positions: PositionConfig = field(default_factory=PositionConfig)
-    scenes: SceneConfig = field(default_factory=SceneConfig)
-    drift: DriftConfig = field(default_factory=DriftConfig)
-    mass_decay: float = 0.95
-    log_capacity: int = 4096
-
-
-@dataclass(frozen=True)
-class TypeStatistics:
-    """What one ledger holds now."""
-
-    chunks: int
-    bytes_held: int
-    bytes_by_role: Mapping[Role, int]
-
-
-@dataclass(frozen=True)
-class CacheStatistics:
-    """What one session's cache holds now, by attention type, and where it stands on the time axis."""
-
-    next_chunk: int
-    epoch: int
-    farthest_distance: int
-    rung: Rung
-    types: Mapping[AttentionType, TypeStatistics]
-
-    @property
-    def bytes_held(self) -> int:
-        """Bytes of all four ledgers."""
-        return sum(t.bytes_held for t in self.types.values())
+from errors import StreamError, TransactionError
 
 
 @dataclass
@@ -68,14 +29,6 @@ class _Open:
 
     drift: DriftControl
     references: dict[str, Reference]
-
-
-@dataclass
-class _Mass:
-    """Decayed attention mass of a chunk and the decayed number of commits that could see it."""
-
-    total: float = 0.0
-    exposure: float = 0.0
 
 
 class CacheManager:
@@ -95,22 +48,60 @@ class CacheManager:
             BudgetError: the policy's budgets cannot hold the keep-set within bytes or the trained range.
         """
         policy.budgets.check(specs, config.positions.slots)
-        self.session = session
+        self.books = Books(session, specs, policy.budgets, config)
         self.policy = policy
-        self.config = config
         self.holdings = holdings
-        self.ledgers = {t: Ledger(specs[t], policy.budgets[t]) for t in TYPES}
-        self.positions = PositionMap(config.positions)
-        self.scenes = SceneBook(config.scenes)
         self.drift = DriftControl(config.drift)
-        self.log = DecisionLog(config.log_capacity)
-        self.next_chunk = 0
-        self.drift_scores: dict[int, float] = {}
-        self.stored: set[int] = set()
-        self._mass: dict[int, _Mass] = {}
-        self._lost: set[tuple[AttentionType, int]] = set()
         self._open: _Open | None = None
         self._last: Plan | None = None
+
+    # -- what the books say
+
+    @property
+    def session(self) -> str:
+        """Name of the session in the restore store."""
+        return self.books.session
+
+    @property
+    def next_chunk(self) -> int:
+        """Index of the chunk in progress or to come."""
+        return self.books.next_chunk
+
+    @property
+    def ledgers(self) -> dict[AttentionType, Ledger]:
+        """The four ledgers."""
+        return self.books.ledgers
+
+    @property
+    def positions(self) -> PositionMap:
+        """The position slots of all kept chunks."""
+        return self.books.positions
+
+    @property
+    def scenes(self) -> SceneBook:
+        """The scenes that the stream remembers."""
+        return self.books.scenes
+
+    @property
+    def log(self) -> DecisionLog:
+        """What was decided, and why."""
+        return self.books.log
+
+    def kept(self) -> list[int]:
+        """Chunks held by any attention type, in media order."""
+        return self.books.kept()
+
+    def subject_chunks(self) -> set[int]:
+        """Chunks that the subject anchor was harvested from."""
+        return self.books.subject_chunks()
+
+    def statistics(self) -> CacheStatistics:
+        """A frozen summary of what is held."""
+        return self.books.statistics(self.drift.rung)
+
+    def check_integrity(self) -> None:
+        """Raise ``IntegrityError`` if an invariant of the books does not hold."""
+        self.books.check_integrity(self.in_progress)
 
     # -- the life of a chunk
 
@@ -161,7 +152,7 @@ class CacheManager:
         verdict = self.drift.judge(self.scenes.current.reference, seen)
         if verdict.changed:
             self.log.add(self.next_chunk, "repair", verdict.changed)
-        self.drift_scores[self.next_chunk] = verdict.score
+        self.books.drift_scores[self.next_chunk] = verdict.score
         return verdict
 
     def commit(self, chunk: int, mass: Mapping[AttentionType, Mapping[int, float]] | None = None) -> Plan:
@@ -179,16 +170,16 @@ class CacheManager:
         for ledger in self.ledgers.values():
             ledger.book(chunk, self.positions.next_slot)
         self.positions.advance(chunk)
-        self.drift_scores.setdefault(chunk, 0.0)
+        self.books.drift_scores.setdefault(chunk, 0.0)
         self.scenes.book(chunk)
         leaving = chunk - min(self.policy.budgets[t].recent for t in TYPES)
-        if self.drift_scores.get(leaving, float("inf")) <= self.config.drift.reference_threshold:
+        if self.books.drift_scores.get(leaving, float("inf")) <= self.books.config.drift.reference_threshold:
             self.scenes.consider_anchor(leaving)
-        self.stored.add(chunk)
-        self.next_chunk += 1
+        self.books.stored.add(chunk)
+        self.books.next_chunk += 1
         self._open = None
         if mass is not None:
-            self._weigh(mass)
+            self.books.weigh(mass)
         self._last = self._replan()
         return self._last
 
@@ -197,7 +188,7 @@ class CacheManager:
         opened = self._require_open("abort")
         self.drift = opened.drift
         self.scenes.current.reference = opened.references
-        self.drift_scores.pop(self.next_chunk, None)
+        self.books.drift_scores.pop(self.next_chunk, None)
         self._open = None
         self.log.add(self.next_chunk, "abort", "given up before its commit", self.next_chunk)
         return {t: ledger.unstage() for t, ledger in self.ledgers.items()}
@@ -237,79 +228,24 @@ class CacheManager:
         """Whether the repair ladder asks for a fresh subject anchor."""
         return self.drift.rung >= Rung.REFRESH_SUBJECT
 
-    # -- what is held
-
-    def kept(self) -> list[int]:
-        """Chunks held by any attention type, in media order."""
-        return sorted(set().union(*(ledger.entries.keys() for ledger in self.ledgers.values())))
-
-    def subject_chunks(self) -> set[int]:
-        """Chunks that the subject anchor was harvested from."""
-        return {ledger.subject.chunk for ledger in self.ledgers.values() if ledger.subject is not None}
-
     def give_up(self, chunk: int, reason: str) -> list[Eviction]:
         """Strike off a chunk that could not be brought back; the stream goes on without it."""
-        evictions = self._evict_from(TYPES, chunk, offload=False)
+        evictions = self.books.evict(TYPES, chunk, offload=False)
         self.positions.slots.pop(chunk, None)
-        self.drift_scores.pop(chunk, None)
-        self._mass.pop(chunk, None)
+        self.books.drift_scores.pop(chunk, None)
+        self.books.mass.pop(chunk, None)
         self.log.add(self.next_chunk, "give up", reason, chunk)
         return evictions
-
-    def statistics(self) -> CacheStatistics:
-        """A frozen summary of what is held."""
-        slots = [*self.positions.slots.values()] + ([] if self.positions.subject is None else [self.positions.subject])
-        types = {}
-        for t, ledger in self.ledgers.items():
-            by_role = {role: ledger.spec.maximum_bytes(n) for role, n in ledger.by_role().items()}
-            types[t] = TypeStatistics(len(ledger.entries), ledger.bytes_held(), by_role)
-        farthest = self.positions.next_slot - min(slots, default=self.positions.next_slot)
-        return CacheStatistics(self.next_chunk, self.positions.epoch, farthest, self.drift.rung, types)
 
     @property
     def in_progress(self) -> bool:
         """Whether a chunk is between ``begin`` and ``commit`` or ``abort``."""
         return self._open is not None
 
-    def scores(self) -> dict[str, Any]:
-        """Drift and attention scores of the held chunks, and what the store holds or lost, as plain data."""
-        return {
-            "drift": self.drift_scores,
-            "mass": {c: [m.total, m.exposure] for c, m in self._mass.items()},
-            "stored": sorted(self.stored),
-            "lost": sorted([t.value, c] for t, c in self._lost),
-        }
-
-    def load_scores(self, plain: Mapping[str, Any]) -> None:
-        """Take over what ``scores`` gave."""
-        self.drift_scores = dict(plain["drift"])
-        self._mass = {c: _Mass(*m) for c, m in plain["mass"].items()}
-        self.stored = set(plain["stored"])
-        self._lost = {(AttentionType(t), c) for t, c in plain["lost"]}
-
-    def check_integrity(self) -> None:
-        """Raise ``IntegrityError`` if an invariant of the books does not hold."""
-        self.positions.check_integrity()
-        kept = self.kept()
-        if kept != sorted(self.positions.slots):
-            raise IntegrityError(f"positions know {sorted(self.positions.slots)}, ledgers {kept}")
-        audio = [set(self.ledgers[t].entries) for t in TYPES if t.keyed_by is Modality.AUDIO]
-        for t, ledger in self.ledgers.items():
-            ledger.check_integrity()
-            for chunk, entry in ledger.entries.items():
-                if entry.slot != self.positions.slots[chunk]:
-                    raise IntegrityError(f"{t}: chunk {chunk} encoded for {entry.slot}, read at {self.positions.slots}")
-            if ledger.subject is not None and ledger.subject.slot != self.positions.subject:
-                raise IntegrityError(f"{t}: subject anchor encoded for {ledger.subject.slot}")
-            if t.keyed_by is Modality.VIDEO and any(set(ledger.entries) - a for a in audio):
-                raise IntegrityError(f"{t}: keeps {sorted(ledger.entries)}, which audio has forgotten")
-            if (ledger.staged is not None) != (self._open is not None):
-                raise IntegrityError(f"{t}: staged place {ledger.staged} without a transaction")
-        missing = set(self.drift_scores) - set(kept) - ({self.next_chunk} if self._open else set())
-        if missing or set(self._mass) - set(kept):
-            raise IntegrityError(f"scores of forgotten chunks: {missing or set(self._mass) - set(kept)}")
-
     # -- inside
+
+    def _replan(self) -> Plan:
+        return replan(self.books, self.policy, self.holdings, self.drift.rung)
 
     def _require_closed(self, call: str) -> None:
         if self._open is not None:
@@ -325,16 +261,14 @@ class CacheManager:
         scene.prompt = directive.prompt
         scene.reference = {}
         self.drift.restart()
-        recent = self._running(scene) if directive.mode == "recache" else ()
+        recent = self._running(scene.entered_at) if directive.mode == "recache" else ()
         self.log.add(self.next_chunk, "prompt", f"{directive.mode}: {len(recent)} chunks encoded again")
-        return Plan(self.next_chunk, encode=tuple(self._encoding(c) for c in recent))
+        return Plan(self.next_chunk, encode=tuple(encoding(self.books, c) for c in recent))
 
-    def _encoding(self, chunk: int) -> Encoding:
-        return Encoding(chunk, tuple(t for t in TYPES if chunk in self.ledgers[t].entries))
-
-    def _running(self, scene: Scene) -> list[int]:
+    def _running(self, since: int) -> list[int]:
+        """Recent chunks since ``since``, as far back as the farthest reaching ledger."""
         entries = self.ledgers[AttentionType.AUDIO_SELF].entries
-        return sorted(c for c, e in entries.items() if e.role is Role.RECENT and c >= scene.entered_at)
+        return sorted(c for c, e in entries.items() if e.role is Role.RECENT and c >= since)
 
     def _drop_subject(self) -> list[Eviction]:
         evictions = []
@@ -345,133 +279,3 @@ class CacheManager:
                 ledger.subject = None
         self.positions.subject = None
         return evictions
-
-    def _weigh(self, mass: Mapping[AttentionType, Mapping[int, float]]) -> None:
-        decay = self.config.mass_decay
-        lifts: dict[int, list[float]] = {}
-        for shares in mass.values():
-            for chunk, share in shares.items():
-                lifts.setdefault(chunk, []).append(share * len(shares))
-        for chunk, values in lifts.items():
-            entry = self._mass.setdefault(chunk, _Mass())
-            entry.total = decay * entry.total + sum(values) / len(values)
-            entry.exposure = decay * entry.exposure + 1.0
-
-    def _view(self, held: list[int]) -> View:
-        return View(
-            newest=self.next_chunk - 1,
-            held=held,
-            scene=self.scenes.current,
-            recent_across_cut=self.scenes.config.recent_across_cut,
-            drift=self.drift_scores,
-            mass={c: m.total / m.exposure for c, m in self._mass.items()},
-            rung=self.drift.rung,
-            drifted_above=self.config.drift.raise_threshold,
-        )
-
-    def _replan(self) -> Plan:
-        """Rank once, then bring all four ledgers, the positions and the store in line, in one transaction."""
-        view = self._view(self.kept())
-        ranking = self.policy.rank(view)
-        remembered = self.policy.remembered(self.scenes)
-        wanted = {t: select(ranking, ledger.budget) for t, ledger in self.ledgers.items()}
-        evictions: list[Eviction] = []
-        for t in TYPES:
-            entries = self.ledgers[t].entries
-            for chunk in [c for c in entries if c not in wanted[t]]:
-                self.log.add(view.newest, "evict", self.policy.explain(chunk, view), chunk, t)
-                evictions += self._evict_from((t,), chunk, offload=chunk in remembered)
-            for chunk, entry in entries.items():
-                entry.role = wanted[t][chunk]
-        arrivals, rebuild = self._admit(wanted, remembered)
-        kept = self.kept()
-        running_from = min(ranking[Role.RECENT], default=self.next_chunk)
-        has_subject = any(ledger.subject is not None for ledger in self.ledgers.values())
-        ended = self.positions.place(kept, running_from, has_subject)
-        if ended:
-            self.log.add(view.newest, "epoch", f"{self.positions.epoch} ended; memory moved to {self.positions.slots}")
-        whole = ended and self.config.positions.move == "rebuild"
-        encoded = kept if whole else sorted(rebuild)
-        moves = self._settle({*arrivals, *((t, c) for c, types in rebuild.items() for t in types)})
-        return Plan(
-            chunk=view.newest,
-            evictions=tuple(evictions),
-            restorations=tuple(
-                Restoration(t, c, self.ledgers[t].entries[c].place, self.positions.slots[c], wanted[t][c])
-                for t, c in arrivals
-            ),
-            moves={} if whole else moves,
-            encode_subject=whole and has_subject,
-            encode=tuple(self._encoding(c) if whole else Encoding(c, tuple(rebuild[c])) for c in encoded),
-            forget=self._forget(kept, remembered) if evictions or not view.newest % 16 else (),
-            epoch_ended=ended,
-        )
-
-    def _admit(
-        self, wanted: Mapping[AttentionType, Mapping[int, Role]], remembered: set[int]
-    ) -> tuple[list[tuple[AttentionType, int]], dict[int, list[AttentionType]]]:
-        """Open places for wanted chunks that the store can give back.
-
-        Returns the arrivals with keys and values, and the chunks to encode from their latents with the types to write.
-        """
-        found: dict[int, list[AttentionType]] = {}
-        latents_only: set[int] = set()
-        for t in AUDIO_FIRST:
-            entries = self.ledgers[t].entries
-            missing = [c for c, r in wanted[t].items() if r in MEMORY_ROLES and c not in entries and c in remembered]
-            for chunk in sorted(missing):
-                if (t, chunk) in self._lost:
-                    continue
-                held = self.holdings.holds(self.session, chunk)
-                whole = t in held.types and self.config.positions.move == "relocate"
-                heard = t.keyed_by is Modality.AUDIO or all(
-                    chunk in self.ledgers[a].entries for a in TYPES if a.keyed_by is Modality.AUDIO
-                )
-                if not heard or not (whole or held.latents):
-                    self._lost.add((t, chunk))
-                    self.log.add(self.next_chunk, "not restored", "the store has lost it", chunk, t)
-                    continue
-                self.ledgers[t].admit(chunk, wanted[t][chunk], self.positions.slots.get(chunk, 0))
-                found.setdefault(chunk, []).append(t)
-                if not whole:
-                    latents_only.add(chunk)
-                how = "keys and values" if whole else "encoded from latents"
-                self.log.add(self.next_chunk, "restore", f"{wanted[t][chunk]}, {how}", chunk, t)
-        arrivals = [(t, c) for c, types in found.items() if c not in latents_only for t in types]
-        return arrivals, {c: types for c, types in found.items() if c in latents_only}
-
-    def _settle(self, arriving: set[tuple[AttentionType, int]]) -> dict[AttentionType, tuple[Move, ...]]:
-        """Book every entry at its position; returns what must be rotated (arrivals are encoded as they come in)."""
-        slots = self.positions.slots
-        moves: dict[AttentionType, tuple[Move, ...]] = {}
-        for t, ledger in self.ledgers.items():
-            found: list[Move] = []
-            subject = ledger.subject
-            if subject is not None and self.positions.subject is not None and subject.slot != self.positions.subject:
-                found.append(Move(None, subject.slot, self.positions.subject))
-                subject.slot = self.positions.subject
-            for chunk, entry in ledger.entries.items():
-                if entry.slot != slots[chunk]:
-                    if (t, chunk) not in arriving:
-                        found.append(Move(chunk, entry.slot, slots[chunk]))
-                    entry.slot = slots[chunk]
-            if found:
-                moves[t] = tuple(found)
-        return moves
-
-    def _evict_from(self, types: Sequence[AttentionType], chunk: int, offload: bool) -> list[Eviction]:
-        evictions = []
-        for t in types:
-            if chunk in self.ledgers[t].entries:
-                entry = self.ledgers[t].evict(chunk)
-                evictions.append(Eviction(t, chunk, entry.place, entry.slot, offload, entry.role))
-        return evictions
-
-    def _forget(self, kept: list[int], remembered: set[int]) -> tuple[int, ...]:
-        """Drop scores of evicted chunks, and name the records that nobody can ask for again."""
-        self.drift_scores = {c: score for c, score in self.drift_scores.items() if c in kept}
-        self._mass = {c: mass for c, mass in self._mass.items() if c in kept}
-        self._lost = {(t, c) for t, c in self._lost if c in remembered}
-        gone = self.stored - remembered - self.subject_chunks() - set(kept)
-        self.stored -= gone
-        return tuple(sorted(gone))

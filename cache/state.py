@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from cache.books import CacheConfig
 from cache.drift import DriftControl, Reference, Rung
 from cache.keep_set import Role
 from cache.ledger import Entry, Ledger, Subject
-from cache.manager import CacheConfig, CacheManager
+from cache.manager import CacheManager
 from cache.policies.base import Policy
 from cache.positions import PositionMap
 from cache.scenes import Scene
@@ -32,7 +33,7 @@ def dump(manager: CacheManager) -> Plain:
         "scenes": [_dump_scene(scene) for scene in manager.scenes.scenes.values()],
         "scene": manager.scenes.current_name,
         "drift": [int(manager.drift.rung), manager.drift.above, manager.drift.below, manager.drift.hold],
-        "scores": manager.scores(),
+        "scores": manager.books.scores(),
         "log": [[d.at, d.action, d.chunk, d.type and d.type.value, d.reason] for d in manager.log],
         "log_dropped": manager.log.dropped,
     }
@@ -48,16 +49,17 @@ def load(
 ) -> CacheManager:
     """A manager that goes on where the dumped one stood, under the same policy and configuration."""
     manager = CacheManager(session, specs, policy, config, holdings)
-    manager.next_chunk = plain["next_chunk"]
+    books = manager.books
+    books.next_chunk = plain["next_chunk"]
     for t in TYPES:
         _load_ledger(manager.ledgers[t], plain["ledgers"][t.value])
     next_slot, subject, epoch, slots = plain["positions"]
-    manager.positions = PositionMap(config.positions, next_slot, dict(slots), subject, epoch)
+    books.positions = PositionMap(config.positions, next_slot, dict(slots), subject, epoch)
     manager.scenes.scenes = {s["name"]: _load_scene(s) for s in plain["scenes"]}
     manager.scenes.current_name = plain["scene"]
     rung, above, below, hold = plain["drift"]
     manager.drift = DriftControl(config.drift, Rung(rung), above, below, hold)
-    manager.load_scores(plain["scores"])
+    books.load_scores(plain["scores"])
     for at, action, chunk, kind, reason in plain["log"]:
         manager.log.add(at, action, reason, chunk, kind and AttentionType(kind))
     manager.log.dropped = plain["log_dropped"]

@@ -10,12 +10,9 @@ from typing import Any
 import torch
 from diffusers import LTX2VideoTransformer3DModel
 
-from cache.pool import Pool
 from cache.spec import TYPES, AttentionSpec, AttentionType, Modality
 from errors import CheckpointError
-from kernels.attention import BlockTable
-from kernels.ops import Ops
-from models.processors import Door, Pass, TextCapture, install
+from models.processors import Angles, Door, Pass, Rows, TextCapture, install
 from models.prompt import Prompt
 from models.rope import Kind, RopeTable, tables
 from models.shapes import ChunkGeometry
@@ -55,7 +52,7 @@ class Backbone:
         self.ropes: dict[Kind, RopeTable] = tables(config, geometry, self.device)
         self.text_cache = TextCache(text_budget_bytes)
         self.fingerprint = fingerprint(transformer, geometry)
-        self._door = Door()
+        self._door = Door({kind: rope.layout for kind, rope in self.ropes.items()})
         install(transformer, self._door)
 
     def specs(self) -> dict[AttentionType, AttentionSpec]:
@@ -98,50 +95,37 @@ class Backbone:
         level = sigma if self.text_depends_on_sigma else None
         return self.text_cache.get((prompt.key, level), lambda: self._encode(prompt, sigma))
 
+    def angles(self, slots: Sequence[int], lead: Sequence[bool]) -> dict[Kind, Angles]:
+        """cos and sin of chunks at ``slots``, the same for every pass over them; ``lead``: a stream's first chunk."""
+        return {kind: rope.at(slots, lead) for kind, rope in self.ropes.items()}
+
     @torch.inference_mode()
     def forward(
         self,
-        pool: Pool,
-        ops: Ops,
+        rows: Rows,
         video: torch.Tensor,
         audio: torch.Tensor,
         sigma: float,
-        slots: Sequence[int],
-        lead: Sequence[bool],
-        reads: dict[AttentionType, list[BlockTable]],
-        writes: dict[AttentionType, list[int]],
-        prompts: Sequence[Prompt],
         mass: dict[AttentionType, list[torch.Tensor]] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Predict the velocity of a batch of chunks and leave their keys and values in the pages ``writes``.
+        """Predict the velocity of a batch of chunks and leave their keys and values in the pages ``rows.writes``.
 
         Args:
             video, audio: noisy latents as tokens [rows, tokens, channels].
             sigma: noise level in [0, 1], the same for all rows; 0 is the clean pass of a commit.
-            slots: position slot of each row; lead: whether the row is its stream's first chunk.
-            reads: pages each row attends to, its own included, per attention type.
             mass: receives each page's share of the attention, averaged over layers, where wanted.
         """
-        step = Pass(
-            pool=pool,
-            ops=ops,
-            angles={kind: rope.at(slots, lead) for kind, rope in self.ropes.items()},
-            layouts={kind: rope.layout for kind, rope in self.ropes.items()},
-            tables=reads,
-            pages=writes,
-            text=[self.text(prompt, sigma) for prompt in prompts],
-            mass=mass,
-        )
+        step = Pass(rows, [self.text(prompt, sigma) for prompt in rows.prompts], mass)
         with self._through(step):
             # The text processors read their cache; the embeddings passed here are never looked at.
-            empty = torch.zeros(len(slots), 1, self.text_channels(Modality.VIDEO), device=self.device, dtype=self.dtype)
+            empty = torch.zeros(len(video), 1, self.text_channels(Modality.VIDEO), device=self.device, dtype=self.dtype)
             silent = torch.zeros(
-                len(slots), 1, self.text_channels(Modality.AUDIO), device=self.device, dtype=self.dtype
+                len(video), 1, self.text_channels(Modality.AUDIO), device=self.device, dtype=self.dtype
             )
             velocity = self._call(video, audio, empty, silent, sigma)
         if mass is not None:
-            for t, rows in mass.items():
-                mass[t] = [row / self.config.num_layers for row in rows]
+            for t, shares in mass.items():
+                mass[t] = [share / self.config.num_layers for share in shares]
         return velocity
 
     @torch.inference_mode()

@@ -1,10 +1,10 @@
 """Attention processors: how the cache enters diffusers' unmodified LTX-2 transformer, through the library's own door.
 
-Every pass through the model has one ``Pass``: where each row of the batch stands on the time axis, which pages it
-reads, which page its own keys and values go to. Rotary angles handed down by the library are ignored for ours.
+Every pass through the model is over ``Rows``: where each chunk stands on the time axis, which pages it reads, and which
+page its own keys and values go to. Rotary angles handed down by the library are ignored for ours.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,31 +16,40 @@ from cache.spec import TYPES, AttentionType, Modality
 from kernels.attention import BlockTable
 from kernels.ops import Ops
 from kernels.rotary import RotaryLayout
+from models.prompt import Prompt
 from models.rope import KEY_KIND, QUERY_KIND, Kind
 from models.text_cache import LayerKeyValues, TextEntry
 
 Angles = tuple[torch.Tensor, torch.Tensor]
 
 
-@dataclass
-class Pass:
-    """One forward pass over a batch of chunks.
+@dataclass(frozen=True)
+class Rows:
+    """A batch of chunks, one per row: where each stands, what it reads, and where its own keys and values go.
 
     Args:
-        angles: cos and sin [rows, tokens, pairs] by kind of token.
-        layouts: rotary layout by kind of token.
-        tables: pages each row attends to, its own among them, by attention type.
-        pages: page each row's keys and values are written to, by attention type.
-        text: text keys and values of each row.
-        mass: filled with each page's share of attention, summed over layers, by type and row, if not ``None``.
+        angles: cos and sin [rows, tokens, pairs] by kind of token, from ``Backbone.angles``.
+        reads: pages each row attends to, its own among them, by attention type.
+        writes: page each row's keys and values are written to, by attention type.
+        prompts: the prompt of each row.
     """
 
     pool: Pool
     ops: Ops
-    angles: dict[Kind, Angles]
-    layouts: dict[Kind, RotaryLayout]
-    tables: dict[AttentionType, list[BlockTable]]
-    pages: dict[AttentionType, list[int]]
+    angles: Mapping[Kind, Angles]
+    reads: Mapping[AttentionType, Sequence[BlockTable]]
+    writes: Mapping[AttentionType, Sequence[int]]
+    prompts: Sequence[Prompt]
+
+
+@dataclass
+class Pass:
+    """One forward pass over ``rows``, with the text keys and values of each row at this noise level.
+
+    ``mass``, if not ``None``, is filled with each page's share of attention summed over layers, by type and row.
+    """
+
+    rows: Rows
     text: Sequence[TextEntry]
     mass: dict[AttentionType, list[torch.Tensor]] | None = None
 
@@ -61,8 +70,9 @@ class TextCapture:
 
 @dataclass
 class Door:
-    """What the processors of one model look through; set for the time of a pass."""
+    """What the processors of one model look through; ``current`` is set for the time of a pass."""
 
+    layouts: Mapping[Kind, RotaryLayout]
     current: Pass | TextCapture | None = None
 
     def require(self) -> Pass | TextCapture:
@@ -96,27 +106,26 @@ class CachedAttention:
         if isinstance(current, TextCapture):
             return torch.zeros_like(hidden_states)
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        ops, pool = current.ops, current.pool
-        key_pages, value_pages = pool.storage[self.type][self.layer].unbind(0)
+        rows, layouts = current.rows, self.door.layouts
+        key_pages, value_pages = rows.pool.storage[self.type][self.layer].unbind(0)
         query_kind, key_kind = QUERY_KIND[self.type], KEY_KIND[self.type]
-        ops.write(
+        rows.ops.write(
             attn.to_k(source),
             attn.to_v(source),
             attn.norm_k.weight,
             attn.norm_k.eps,
-            *current.angles[key_kind],
-            current.layouts[key_kind],
+            *rows.angles[key_kind],
+            layouts[key_kind],
             key_pages,
             value_pages,
-            current.pages[self.type],
+            rows.writes[self.type],
         )
-        query = ops.rotate(
-            attn.norm_q(attn.to_q(hidden_states)), *current.angles[query_kind], current.layouts[query_kind]
-        )
-        tables = current.tables[self.type]
+        query = attn.norm_q(attn.to_q(hidden_states))
+        query = rows.ops.rotate(query, *rows.angles[query_kind], layouts[query_kind])
+        tables = rows.reads[self.type]
         if current.mass is not None:
-            current.add_mass(self.type, ops.page_mass(query, key_pages, tables, attn.heads))
-        return project(attn, hidden_states, ops.attend(query, key_pages, value_pages, tables, attn.heads))
+            current.add_mass(self.type, rows.ops.page_mass(query, key_pages, tables, attn.heads))
+        return project(attn, hidden_states, rows.ops.attend(query, key_pages, value_pages, tables, attn.heads))
 
 
 class TextAttention:

@@ -6,8 +6,9 @@ from fractions import Fraction
 
 import torch
 
+from cache.books import CacheConfig
 from cache.drift import ChannelStatistics
-from cache.manager import CacheConfig, CacheManager
+from cache.manager import CacheManager
 from cache.plan import Directive, PromptChange
 from cache.policies.base import Policy
 from cache.pool import Pool
@@ -15,13 +16,13 @@ from cache.spec import TYPES, AttentionType, Modality
 from cache.state import dump, load
 from cache.tiers import HostTier, Latents, RestoreTier
 from errors import BudgetError, StreamClosed, StreamError
-from kernels.attention import BlockTable
 from kernels.ops import ops
 from models.backbone import Backbone
 from models.prompt import Prompt, hashed_prompt
-from models.sampler import Pair, Schedule, denoise, noise
+from models.sampler import Pair, Schedule
+from streams.batch import Batch
 from streams.executor import Executor
-from streams.session import Session, block_table
+from streams.session import Session
 
 
 @dataclass(frozen=True)
@@ -181,8 +182,7 @@ class Engine:
         for t, tokens in chosen.items():
             source = sources[t]
             assert source is not None
-            (page,) = self.pool.pages(session.lease, t, [source.place])
-            self.executor.write_subject(session, t, page, tokens)
+            self.executor.write_subject(session, t, session.page(t, source.place), tokens)
         session.subject_tokens.update(chosen)
         self.executor.carry_out(session, plan)
         return True
@@ -214,12 +214,12 @@ class Engine:
             for session in sessions:
                 session.manager.begin()
                 begun.append(session)
-                for t, ledger in session.manager.ledgers.items():
-                    assert ledger.staged is not None
-                    self.pool.claim(session.lease, t, ledger.staged)
-            clean = self._denoise(sessions, schedule)
+                for t in TYPES:
+                    self.pool.claim(session.lease, t, session.staged(t))
+            batch = Batch(self.backbone, self.pool, self.ops, sessions)
+            clean = batch.denoise(schedule)
             chunks, committed = self._publish(sessions, clean)
-            masses = self._commit_pass(sessions, committed)
+            masses = batch.commit(committed, self.config.schedule.context_sigma, self.policy.wants_mass)
         except BaseException:
             for session in begun:
                 self._abort(session)
@@ -229,49 +229,6 @@ class Engine:
             session.retained[chunk] = latents
             self.executor.carry_out(session, session.manager.commit(chunk, mass))
         return chunks
-
-    def _denoise(self, sessions: Sequence[Session], schedule: Schedule) -> Pair:
-        """Clean latents [rows, tokens, channels] of the chunks in progress; the cache is read, the staged page used."""
-        geometry, backbone = self.backbone.geometry, self.backbone
-
-        def draw(number: int) -> Pair:
-            video, audio = (
-                torch.stack(
-                    [
-                        noise(s.seed, s.manager.next_chunk, number, m, geometry.tokens(m), backbone.channels(m))
-                        for s in sessions
-                    ]
-                ).to(backbone.device)
-                for m in (Modality.VIDEO, Modality.AUDIO)
-            )
-            return video, audio
-
-        reads, writes = self._tables(sessions)
-        return denoise(schedule, lambda x, sigma: self._forward(sessions, x, sigma, reads, writes), draw)
-
-    def _forward(
-        self,
-        sessions: Sequence[Session],
-        x: Pair,
-        sigma: float,
-        reads: dict[AttentionType, list[BlockTable]],
-        writes: dict[AttentionType, list[int]],
-        mass: dict[AttentionType, list[torch.Tensor]] | None = None,
-    ) -> Pair:
-        video, audio = self.backbone.forward(
-            pool=self.pool,
-            ops=self.ops,
-            video=x[0].to(self.backbone.dtype),
-            audio=x[1].to(self.backbone.dtype),
-            sigma=sigma,
-            slots=[s.manager.positions.next_slot for s in sessions],
-            lead=[s.manager.next_chunk == 0 for s in sessions],
-            reads=reads,
-            writes=writes,
-            prompts=[s.prompt for s in sessions],
-            mass=mass,
-        )
-        return video.float(), audio.float()
 
     def _publish(self, sessions: Sequence[Session], clean: Pair) -> tuple[list[Chunk], list[Latents]]:
         """The chunks as the viewers get them, and the corrected copies that the cache gets."""
@@ -299,35 +256,6 @@ class Engine:
             committed.append(Latents(copies[0], copies[1], session.prompt.key))
         return chunks, committed
 
-    def _commit_pass(
-        self, sessions: Sequence[Session], committed: Sequence[Latents]
-    ) -> list[dict[AttentionType, dict[int, float]] | None]:
-        """The clean pass that leaves the keys and values of the committed copies in the staged pages."""
-        reads, writes = self._tables(sessions)
-        x = (torch.stack([c.video for c in committed]), torch.stack([c.audio for c in committed]))
-        mass: dict[AttentionType, list[torch.Tensor]] | None = {} if self.policy.wants_mass else None
-        self._forward(sessions, x, self.config.schedule.context_sigma, reads, writes, mass)
-        if mass is None:
-            return [None] * len(sessions)
-        return [{t: _by_chunk(s, t, mass[t][row].tolist()) for t in TYPES} for row, s in enumerate(sessions)]
-
-    def _tables(
-        self, sessions: Sequence[Session]
-    ) -> tuple[dict[AttentionType, list[BlockTable]], dict[AttentionType, list[int]]]:
-        """What each row reads and where it writes: its keep-set and the staged page, in the order of places."""
-        reads: dict[AttentionType, list[BlockTable]] = {t: [] for t in TYPES}
-        writes: dict[AttentionType, list[int]] = {t: [] for t in TYPES}
-        for session in sessions:
-            for t, ledger in session.manager.ledgers.items():
-                table = session.lease.tables[t]
-                pages = tuple(table[place] for place in ledger.places())
-                subject = ledger.subject
-                skip = 0 if subject is None else ledger.spec.tokens_per_chunk - subject.tokens
-                reads[t].append(block_table(pages, None if subject is None else table[0], skip))
-                assert ledger.staged is not None
-                writes[t].append(table[ledger.staged])
-        return reads, writes
-
     def _abort(self, session: Session) -> None:
         for t, place in session.manager.abort().items():
             if place in session.lease.tables[t]:
@@ -353,13 +281,3 @@ class Engine:
         for session in self.sessions.values():
             session.manager.check_integrity()
             session.check_pages()
-
-
-def _by_chunk(session: Session, type: AttentionType, shares: list[float]) -> dict[int, float]:
-    """Shares in the order of places, by chunk; the subject anchor's own share, which comes first, is left out."""
-    ledger = session.manager.ledgers[type]
-    chunk_at = {entry.place: chunk for chunk, entry in ledger.entries.items()}
-    assert ledger.staged is not None
-    chunk_at[ledger.staged] = session.manager.next_chunk
-    own = shares[1:] if ledger.subject is not None else shares
-    return {chunk_at[place]: share for place, share in zip(ledger.places(), own, strict=True)}

@@ -14,8 +14,9 @@ from errors import RecordLost
 from kernels.attention import BlockTable
 from kernels.ops import Ops
 from models.backbone import Backbone
+from models.processors import Rows
 from models.rope import KEY_KIND
-from streams.session import Session, block_table
+from streams.session import Session
 
 
 @dataclass
@@ -62,8 +63,7 @@ class Executor:
         t, storage = eviction.type, self.pool.storage[eviction.type]
         # What the store has already was written earlier and rounded less often.
         if eviction.offload and t not in self.tier.holds(session.id, eviction.chunk).types:
-            (page,) = self.pool.pages(session.lease, t, [eviction.place])
-            packed = self.ops.pack(storage, page).cpu()
+            packed = self.ops.pack(storage, session.page(t, eviction.place)).cpu()
             self.tier.offload(session.id, eviction.chunk, t, KeyValues(packed, eviction.slot, eviction.role))
         self.pool.release(session.lease, t, eviction.place)
         if eviction.role is Role.SUBJECT_ANCHOR:
@@ -121,37 +121,29 @@ class Executor:
         chunk: int,
         latents: Latents,
         slot: int,
-        pages: dict[AttentionType, int],
+        places: dict[AttentionType, int],
         blind: set[int],
     ) -> None:
-        """The clean pass over ``latents`` at ``slot``: writes ``pages``, attends to what stands before ``slot``.
+        """The clean pass over ``latents`` at ``slot``: writes ``places``, sees what stands before ``slot``.
 
         ``blind``: chunks that must not be seen because their own keys are still to be encoded.
         """
-        tables = {t: self._tables(session, t, slot, page, blind) for t, page in pages.items()}
-        video, audio = (x[None].to(self.pool.device) for x in (latents.video, latents.audio))
-        self.backbone.forward(
+        rows = Rows(
             pool=self.pool,
             ops=self.ops,
-            video=video,
-            audio=audio,
-            sigma=self.context_sigma,
-            slots=[slot],
-            lead=[chunk == 0],
-            reads={t: [table] for t, table in tables.items()},
-            writes={t: [page] for t, page in pages.items()},
+            angles=self.backbone.angles([slot], [chunk == 0]),
+            reads={t: [self._reads(session, t, slot, place, blind)] for t, place in places.items()},
+            writes={t: [session.page(t, place)] for t, place in places.items()},
             prompts=[session.prompts.get(latents.prompt, session.prompt)],
         )
+        video, audio = (x[None].to(self.pool.device, self.backbone.dtype) for x in (latents.video, latents.audio))
+        self.backbone.forward(rows, video, audio, self.context_sigma)
 
-    def _tables(self, session: Session, type: AttentionType, slot: int, own: int, blind: set[int]) -> BlockTable:
+    def _reads(self, session: Session, type: AttentionType, slot: int, own: int, blind: set[int]) -> BlockTable:
         ledger = session.manager.ledgers[type]
         before = [e.place for c, e in ledger.entries.items() if e.slot < slot and c not in blind]
-        pages = self.pool.pages(session.lease, type, sorted(before))
-        subject = ledger.subject if ledger.subject is not None and ledger.subject.slot < slot else None
-        if subject is None:
-            return BlockTable((*pages, own))
-        (page,) = self.pool.pages(session.lease, type, [0])
-        return block_table((*pages, own), page, ledger.spec.tokens_per_chunk - subject.tokens)
+        see_subject = ledger.subject is not None and ledger.subject.slot < slot
+        return session.block_table(type, [*sorted(before), own], see_subject)
 
     def _encode_planned(self, session: Session, encoding: Encoding, pending: set[int]) -> None:
         """Encode one chunk into the places of ``encoding.types``; other types get a page that is thrown away."""
@@ -159,17 +151,18 @@ class Executor:
         if chunk not in manager.positions.slots:
             return  # given up when its latents could not be fetched
         latents = session.retained[chunk]
-        pages, scratch = {}, []
+        places, scratch = {}, []
         for t in TYPES:
             if t in encoding.types:
                 place = manager.ledgers[t].entries[chunk].place
                 held = place in session.lease.tables[t]
-                use = self.pool.exclusive if held else self.pool.claim
             else:
-                place, use = manager.ledgers[t].free[0], self.pool.claim
+                place, held = manager.ledgers[t].free[0], False
                 scratch.append((t, place))
-            pages[t] = use(session.lease, t, place)
-        self.encode(session, chunk, latents, manager.positions.slots[chunk], pages, pending)
+            use = self.pool.exclusive if held else self.pool.claim
+            use(session.lease, t, place)
+            places[t] = place
+        self.encode(session, chunk, latents, manager.positions.slots[chunk], places, pending)
         for t, place in scratch:
             self.pool.release(session.lease, t, place)
 
@@ -178,12 +171,13 @@ class Executor:
         manager = session.manager
         subjects = {t: ledger.subject for t, ledger in manager.ledgers.items() if ledger.subject is not None}
         places = {t: manager.ledgers[t].free[0] for t in TYPES}
-        pages = {t: self.pool.claim(session.lease, t, place) for t, place in places.items()}
+        for t, place in places.items():
+            self.pool.claim(session.lease, t, place)
         for chunk in manager.subject_chunks():
             slot = next(s.slot for s in subjects.values() if s.chunk == chunk)
-            self.encode(session, chunk, session.retained[chunk], slot, pages, blind=set(manager.kept()))
+            self.encode(session, chunk, session.retained[chunk], slot, places, blind=set(manager.kept()))
             for t in (t for t, s in subjects.items() if s.chunk == chunk):
-                self.write_subject(session, t, pages[t], session.subject_tokens[t])
+                self.write_subject(session, t, session.page(t, places[t]), session.subject_tokens[t])
         for t, place in places.items():
             self.pool.release(session.lease, t, place)
 

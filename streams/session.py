@@ -1,5 +1,6 @@
 """What belongs to one stream: its books, its pages, its prompts and the clean latents of the chunks it keeps."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -8,7 +9,7 @@ from cache.manager import CacheManager
 from cache.pool import Lease
 from cache.spec import AttentionType
 from cache.tiers import Latents
-from errors import IntegrityError
+from errors import IntegrityError, TransactionError
 from kernels.attention import BlockTable
 from models.prompt import Prompt
 
@@ -35,6 +36,25 @@ class Session:
         """The prompt of the scene on air."""
         return self.prompts[self.manager.scenes.current.prompt]
 
+    def page(self, type: AttentionType, place: int) -> int:
+        """The memory slot behind a place."""
+        return self.lease.tables[type][place]
+
+    def staged(self, type: AttentionType) -> int:
+        """The place of the chunk in progress; raises ``TransactionError`` between two chunks."""
+        place = self.manager.ledgers[type].staged
+        if place is None:
+            raise TransactionError(f"{type}: no chunk of {self.id} is in progress; begin first")
+        return place
+
+    def block_table(self, type: AttentionType, places: Sequence[int], see_subject: bool) -> BlockTable:
+        """What a chunk reads: the subject anchor, which is right-aligned in its page, and then ``places`` in order."""
+        pages = tuple(self.page(type, place) for place in places)
+        ledger = self.manager.ledgers[type]
+        if ledger.subject is None or not see_subject:
+            return BlockTable(pages)
+        return BlockTable((self.page(type, 0), *pages), ledger.spec.tokens_per_chunk - ledger.subject.tokens)
+
     def check_pages(self) -> None:
         """Raise ``IntegrityError`` unless exactly the places in the books have pages and latents are retained."""
         for t, ledger in self.manager.ledgers.items():
@@ -50,8 +70,3 @@ class Session:
         used = {scene.prompt for scene in self.manager.scenes.scenes.values()}
         used |= {latents.prompt for latents in self.retained.values()}
         self.prompts = {key: prompt for key, prompt in self.prompts.items() if key in used}
-
-
-def block_table(pages: tuple[int, ...], subject_page: int | None, skip_tokens: int) -> BlockTable:
-    """A row's table: the subject anchor, right-aligned in its page, stands first."""
-    return BlockTable(pages) if subject_page is None else BlockTable((subject_page, *pages), skip_tokens)

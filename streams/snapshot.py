@@ -39,7 +39,7 @@ def save(engine: Engine, session: Session) -> bytes:
         "prompts": [[p.text, _plain(p.video), _plain(p.audio)] for p in session.prompts.values()],
         "retained": {chunk: _plain_latents(latents) for chunk, latents in session.retained.items()},
         "subject_tokens": {t.value: tokens.tolist() for t, tokens in session.subject_tokens.items()},
-        "records": {chunk: _record(engine, session.id, chunk) for chunk in sorted(manager.stored)},
+        "records": {chunk: _record(engine, session.id, chunk) for chunk in sorted(manager.books.stored)},
     }
     return seal(KIND, VERSION, payload)
 

@@ -16,8 +16,8 @@ from typing import Literal
 
 import torch
 
+from cache.books import CacheStatistics
 from cache.decisions import DecisionLog
-from cache.manager import CacheStatistics
 from cache.plan import Cut, PromptChange, ReturnTo
 from cache.spec import TYPES, Modality
 from errors import StreamError

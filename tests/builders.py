@@ -6,16 +6,18 @@ from typing import Any
 
 import torch
 
+from cache.books import CacheConfig
 from cache.keep_set import Budgets, RoleBudget
-from cache.manager import CacheConfig
 from cache.policies import SceneMemory
 from cache.policies.base import Policy
 from cache.positions import PositionConfig
 from cache.scenes import SceneConfig
-from cache.spec import AttentionType, Modality
+from cache.spec import TYPES, AttentionType, Modality
+from cache.tiers import Latents
 from models.backbone import Backbone, random_transformer
 from models.sampler import Pair, Schedule
 from models.shapes import ChunkGeometry
+from streams.batch import Batch
 from streams.engine import Engine, EngineConfig
 from streams.session import Session
 
@@ -118,15 +120,13 @@ def teacher_force(
     engine: Engine, sessions: Sequence[Session], clean: Pair, noisy: Pair, sigma: float
 ) -> tuple[Pair, Pair]:
     """One chunk of each session with given latents: velocities at ``sigma`` of the noisy and at 0 of the clean."""
-    from cache.tiers import Latents
-
     for session in sessions:
         session.manager.begin()
-        for t, ledger in session.manager.ledgers.items():
-            engine.pool.claim(session.lease, t, ledger.staged)
-    tables = engine._tables(sessions)
-    denoising = engine._forward(sessions, noisy, sigma, *tables)
-    committing = engine._forward(sessions, clean, 0.0, *tables)
+        for t in TYPES:
+            engine.pool.claim(session.lease, t, session.staged(t))
+    batch = Batch(engine.backbone, engine.pool, engine.ops, sessions)
+    denoising = batch.forward(noisy, sigma)
+    committing = batch.forward(clean, 0.0)
     for row, session in enumerate(sessions):
         chunk = session.manager.next_chunk
         session.retained[chunk] = Latents(clean[0][row], clean[1][row], session.prompt.key)

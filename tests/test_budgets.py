@@ -2,8 +2,8 @@
 
 import pytest
 
+from cache.books import CacheConfig
 from cache.keep_set import Budgets, Role, RoleBudget, select
-from cache.manager import CacheConfig
 from cache.policies import SceneMemory
 from cache.scenes import SceneConfig
 from cache.spec import TYPES, AttentionSpec, AttentionType

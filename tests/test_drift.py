@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from cache.books import CacheConfig
 from cache.drift import ChannelStatistics, Correction, DriftConfig, DriftControl, DriftVerdict, Reference, Rung
-from cache.manager import CacheConfig
 from cache.scenes import SceneConfig
 from errors import ConfigError
 from kernels.adastat import adastat, channel_statistics

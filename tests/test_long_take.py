@@ -31,7 +31,7 @@ def test_forty_five_minutes_of_chunks_hold_constant_bytes_inside_the_trained_ran
     made.check_integrity()
     assert len(held) <= 2, "one size without, one with both anchors"
     assert farthest <= 30
-    assert len(manager.stored) <= 64
+    assert len(manager.books.stored) <= 64
     assert made.tier.statistics().records <= 8
     assert len(stream.session.retained) <= SMALL_KEEP_SET.chunks
     assert len(stream.decisions) == stream.decisions.capacity

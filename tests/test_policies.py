@@ -4,8 +4,10 @@ import copy
 
 import pytest
 
+from cache.books import CacheConfig
 from cache.keep_set import Budgets, RoleBudget, select
-from cache.manager import CacheConfig, CacheManager
+from cache.manager import CacheManager
+from cache.planner import view
 from cache.policies import ALL, HeavyHitter, SceneMemory, SinkRecent, SlidingWindow
 from cache.policies.base import View
 from cache.scenes import SceneConfig, crowded
@@ -62,11 +64,11 @@ def test_crowded_anchors_go_first_and_the_newest_never() -> None:
 def test_a_policy_is_pure_and_every_type_keeps_a_prefix_of_its_ranking(policy: type) -> None:
     made = manager(policy)
     run(made, 12)
-    view = made._view(made.kept())
-    before = copy.deepcopy((view.scene, dict(view.mass), dict(view.drift)))
-    first, second = made.policy.rank(view), made.policy.rank(view)
+    seen = view(made.books, made.drift.rung)
+    before = copy.deepcopy((seen.scene, dict(seen.mass), dict(seen.drift)))
+    first, second = made.policy.rank(seen), made.policy.rank(seen)
     assert first == second
-    assert before == (view.scene, dict(view.mass), dict(view.drift))
+    assert before == (seen.scene, dict(seen.mass), dict(seen.drift))
     for t in TYPES:
         assert set(select(first, made.policy.budgets[t])) == set(made.ledgers[t].entries)
 
@@ -91,8 +93,8 @@ def test_policies_split_the_same_number_of_memory_slots(policy: type) -> None:
 
 def test_heavy_hitters_are_ranked_by_mass_per_exposure_not_by_age() -> None:
     policy = HeavyHitter.of(Budgets.uniform(RoleBudget(0, 0, 2, 0, 2)))
-    view = View(9, [1, 2, 3, 8, 9], manager(HeavyHitter).scenes.current, 0, {}, {1: 0.5, 2: 2.0, 3: 1.0}, 0, 1.0)
-    assert policy.rank(view)["scene_anchor"] == [2, 3, 1]
+    seen = View(9, [1, 2, 3, 8, 9], manager(HeavyHitter).scenes.current, 0, {}, {1: 0.5, 2: 2.0, 3: 1.0}, 0, 1.0)
+    assert policy.rank(seen)["scene_anchor"] == [2, 3, 1]
 
 
 def test_heavy_hitters_equal_those_of_dense_accumulated_attention() -> None:

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cache.books import CacheConfig
 from cache.keep_set import Budgets
-from cache.manager import CacheConfig
 from cache.policies import SceneMemory
 from cache.positions import PositionConfig, PositionMap
 from cache.spec import Modality
@@ -187,9 +187,9 @@ def test_rebuild_equals_a_fresh_run_over_the_same_retained_latents() -> None:
     for chunk in kept:
         given = session.retained[chunk]
         # A stream's first chunk has its own coordinates; the fresh run must book the chunk under its own number.
-        fresh.manager.next_chunk = chunk
+        fresh.manager.books.next_chunk = chunk
         teacher_force(made, [fresh], (given.video[None], given.audio[None]), latents(model, 1, 0), 0.5)
-        fresh.manager.next_chunk = chunk + 1
+        fresh.manager.books.next_chunk = chunk + 1
     for t, ledger in session.manager.ledgers.items():
         for chunk, entry in ledger.entries.items():
             (here,) = made.pool.pages(session.lease, t, [entry.place])

@@ -8,9 +8,9 @@ left out shows.
 import pytest
 import torch
 
+from cache.books import CacheConfig
 from cache.drift import DriftConfig
 from cache.keep_set import Budgets, RoleBudget
-from cache.manager import CacheConfig
 from cache.policies import ALL, SceneMemory
 from cache.positions import PositionConfig
 from cache.scenes import SceneConfig

@@ -78,7 +78,7 @@ def test_the_first_chunk_can_have_a_schedule_of_its_own_in_a_mixed_batch() -> No
     made = Engine(backbone(), engine().policy, config)
     calls: list[int] = []
     forward = made.backbone.forward
-    made.backbone.forward = lambda **given: calls.append(len(given["video"])) or forward(**given)
+    made.backbone.forward = lambda rows, video, *rest: calls.append(len(video)) or forward(rows, video, *rest)
     try:
         first = Stream.open(made, "a ball", seed=1)
         first.next()

@@ -5,13 +5,14 @@ from itertools import pairwise
 import pytest
 import torch
 
+from cache.books import CacheConfig
 from cache.keep_set import CHUNK_ROLES, Budgets, RoleBudget
-from cache.manager import CacheConfig
 from cache.policies import SceneMemory
 from cache.scenes import SceneConfig
 from cache.spec import TYPES, Modality
 from cache.tiers import HostTier
 from errors import SceneExists, StreamError, UnknownScene
+from streams.batch import Batch
 from streams.stream import Stream
 from tests.builders import engine, teacher_force
 
@@ -169,7 +170,7 @@ def test_the_subject_anchor_is_attended_in_every_scene_until_it_is_dropped() -> 
     stream.take(30)
     stream.cut("kitchen", "a kitchen")
     stream.take(3)
-    reads, _ = stream_tables(stream)
+    reads = next_reads(stream)
     for t in TYPES:
         subject = stream.session.manager.ledgers[t].subject
         assert (subject is not None) == (t.keyed_by is Modality.VIDEO)
@@ -182,14 +183,14 @@ def test_the_subject_anchor_is_attended_in_every_scene_until_it_is_dropped() -> 
     stream.engine.check_integrity()
 
 
-def stream_tables(stream: Stream) -> tuple:
+def next_reads(stream: Stream) -> dict:
     """The block tables that the next chunk would read."""
     stream.session.manager.begin()
-    for t, ledger in stream.session.manager.ledgers.items():
-        stream.engine.pool.claim(stream.session.lease, t, ledger.staged)
-    tables = stream.engine._tables([stream.session])
+    for t in TYPES:
+        stream.engine.pool.claim(stream.session.lease, t, stream.session.staged(t))
+    batch = Batch(stream.engine.backbone, stream.engine.pool, stream.engine.ops, [stream.session])
     stream.engine._abort(stream.session)
-    return tables
+    return batch.rows.reads
 
 
 def test_reading_is_one_view_without_copies_in_the_steady_state() -> None:
@@ -201,7 +202,7 @@ def test_reading_is_one_view_without_copies_in_the_steady_state() -> None:
     places: dict = {}
     for _ in range(25):
         stream.next()
-        reads, _ = stream_tables(stream)
+        reads = next_reads(stream)
         assert all(reads[t][0].consecutive for t in TYPES)
         for chunk, entry in stream.session.manager.ledgers[TYPES[0]].entries.items():
             assert places.setdefault(chunk, entry.place) == entry.place

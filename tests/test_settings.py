@@ -1,5 +1,6 @@
 """Settings: the parts' own defaults, a file, the environment; and errors that say which key, which value, what else."""
 
+from collections.abc import Callable
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
@@ -11,11 +12,11 @@ from errors import BudgetError, CheckpointError, ConfigError, GeometryError
 from settings import POLICIES, Cue, Settings, build_engine, load, read_script
 from streams.engine import EngineConfig
 
-ROOT = Path(__file__).parent.parent
+Write = Callable[[str], Path]
 
 
 @pytest.fixture
-def written(tmp_path: Path):
+def written(tmp_path: Path) -> Write:
     def write(text: str) -> Path:
         path = tmp_path / "settings.yaml"
         path.write_text(text)
@@ -24,13 +25,13 @@ def written(tmp_path: Path):
     return write
 
 
-def test_without_a_file_and_variables_all_defaults_are_those_of_the_parts():
+def test_without_a_file_and_variables_all_defaults_are_those_of_the_parts() -> None:
     settings = load(environ={"PATH": "/bin", "LONGTAKES": "2"})
     assert settings == Settings()
     assert (settings.engine, settings.budgets) == (EngineConfig(), Budgets())
 
 
-def test_the_environment_overrides_the_file_and_the_file_the_defaults(written):
+def test_the_environment_overrides_the_file_and_the_file_the_defaults(written: Write) -> None:
     path = written("engine: {sessions: 2, host_bytes: 5}\ngeometry: {fps: 24}")
     settings = load(path, {"LONGTAKE_ENGINE__SESSIONS": "3", "LONGTAKE_ENGINE__CACHE__POSITIONS__SLOTS": "20"})
     assert (settings.engine.sessions, settings.engine.host_bytes) == (3, 5)
@@ -38,7 +39,7 @@ def test_the_environment_overrides_the_file_and_the_file_the_defaults(written):
     assert settings.engine.cache.positions.slots == 20
 
 
-def test_a_mapping_is_merged_and_a_list_replaced(written):
+def test_a_mapping_is_merged_and_a_list_replaced(written: Write) -> None:
     text = "engine: {schedule: {sigmas: [1.0, 0.5]}, cache: {drift: {strength: {video: 0.1}}}}"
     engine = load(written(text), {"LONGTAKE_ENGINE__FIRST_SCHEDULE": "{step: euler}"}).engine
     assert engine.schedule.sigmas == (1.0, 0.5)
@@ -48,7 +49,7 @@ def test_a_mapping_is_merged_and_a_list_replaced(written):
 
 
 @pytest.mark.parametrize("text", ["", "engine:\n", "engine:\n  cache:\nbudgets:\n"])
-def test_an_empty_section_changes_nothing(written, text):
+def test_an_empty_section_changes_nothing(written: Write, text: str) -> None:
     assert load(written(text), {}) == Settings()
 
 
@@ -71,7 +72,9 @@ def test_an_empty_section_changes_nothing(written, text):
         ("threads: no\npolicy: 3", ("threads", "False", "policy", "3")),
     ],
 )
-def test_a_bad_setting_is_named_with_its_value_its_file_and_what_was_expected(written, text, words):
+def test_a_bad_setting_is_named_with_its_value_its_file_and_what_was_expected(
+    written: Write, text: str, words: tuple[str, ...]
+) -> None:
     path = written(text)
     with pytest.raises(ConfigError) as raised:
         load(path, {})
@@ -79,7 +82,7 @@ def test_a_bad_setting_is_named_with_its_value_its_file_and_what_was_expected(wr
         assert word in str(raised.value)
 
 
-def test_a_bad_variable_is_named(written):
+def test_a_bad_variable_is_named(written: Write) -> None:
     for name, value, word in (
         ("LONGTAKE_GEOMTRY__FPS", "25", "geometry"),
         ("LONGTAKE_ENGINE__SESSIONS", "two", "integer"),
@@ -87,7 +90,7 @@ def test_a_bad_variable_is_named(written):
     ):
         with pytest.raises(ConfigError, match=word) as raised:
             load(environ={name: value})
-        assert name in str(raised.value) or name.removeprefix("LONGTAKE_").lower().split("__")[0] in str(raised.value)
+        assert name in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +101,9 @@ def test_a_bad_variable_is_named(written):
         ("engine: {cache: {drift: {ema_rate: 2.0}}}", ConfigError),
     ],
 )
-def test_what_a_part_refuses_is_refused_with_its_own_error_and_the_file(written, text, error):
+def test_what_a_part_refuses_is_refused_with_its_own_error_and_the_file(
+    written: Write, text: str, error: type[Exception]
+) -> None:
     path = written(text)
     with pytest.raises(error) as raised:
         load(path, {})
@@ -106,17 +111,17 @@ def test_what_a_part_refuses_is_refused_with_its_own_error_and_the_file(written,
     assert str(path) in str(raised.value)
 
 
-def test_a_missing_file_is_an_error_that_names_it(tmp_path):
+def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"absent\.yaml"):
         load(tmp_path / "absent.yaml", {})
 
 
-def test_settings_cannot_be_changed():
+def test_settings_cannot_be_changed() -> None:
     with pytest.raises(FrozenInstanceError):
         Settings().threads = 2  # type: ignore[misc]
 
 
-def test_the_engine_is_built_of_every_part(written):
+def test_the_engine_is_built_of_every_part(written: Write) -> None:
     text = "policy: sink_recent\nmodel: {dtype: bfloat16}\ngeometry: {height: 32, width: 64}\nengine: {sessions: 2}"
     engine = build_engine(load(written(text), {"LONGTAKE_THREADS": "1"}))
     assert isinstance(engine.policy, SinkRecent)
@@ -125,7 +130,7 @@ def test_the_engine_is_built_of_every_part(written):
     assert engine.config.sessions == 2
 
 
-def test_random_weights_are_those_of_their_seed():
+def test_random_weights_are_those_of_their_seed() -> None:
     first, again, other = (
         build_engine(load(environ={"LONGTAKE_MODEL__SEED": seed})).backbone.fingerprint for seed in "112"
     )
@@ -144,12 +149,12 @@ def test_random_weights_are_those_of_their_seed():
         ({"LONGTAKE_ENGINE__IMPL": "abacus"}, ConfigError, "abacus"),
     ],
 )
-def test_an_engine_that_cannot_be_built_says_why(variables, error, word):
+def test_an_engine_that_cannot_be_built_says_why(variables: dict[str, str], error: type[Exception], word: str) -> None:
     with pytest.raises(error, match=word):
         build_engine(load(environ=variables))
 
 
-def test_a_script_is_read_cue_by_cue(written):
+def test_a_script_is_read_cue_by_cue(written: Write) -> None:
     text = """
 - {at: 2, do: cut, scene: kitchen, prompt: a kettle}
 - {at: 4, do: prompt, prompt: it boils, mode: recache}
@@ -174,16 +179,8 @@ def test_a_script_is_read_cue_by_cue(written):
         ("", ("None", "array")),
     ],
 )
-def test_a_bad_cue_is_named(written, text, words):
+def test_a_bad_cue_is_named(written: Write, text: str, words: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError) as raised:
         read_script(written(text))
     for word in words:
         assert word in str(raised.value)
-
-
-def test_only_settings_reads_the_environment():
-    product = [p for p in ROOT.glob("*.py")] + [
-        p for package in ("cache", "kernels", "models", "streams") for p in (ROOT / package).rglob("*.py")
-    ]
-    readers = {p.name for p in product if any(word in p.read_text() for word in ("environ", "getenv"))}
-    assert readers == {"settings.py"}
