@@ -12,7 +12,7 @@ from cache.plan import Eviction
 from cache.positions import PositionConfig, PositionMap
 from cache.scenes import SceneBook, SceneConfig
 from cache.spec import TYPES, AttentionSpec, AttentionType, Modality
-from errors import IntegrityError
+from errors import ConfigError, IntegrityError
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,12 @@ class CacheConfig:
     drift: DriftConfig = field(default_factory=DriftConfig)
     mass_decay: float = 0.95
     log_capacity: int = 4096
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.mass_decay <= 1.0:
+            raise ConfigError(f"mass_decay is {self.mass_decay}; expected a factor between 0 and 1")
+        if self.log_capacity < 1:
+            raise ConfigError(f"log_capacity is {self.log_capacity}; expected room for at least 1 decision")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from cache.spec import Modality
 from errors import ConfigError
 
 Vector = NDArray[np.float64]
@@ -33,7 +34,8 @@ class DriftConfig:
     """AdaStat and the repair ladder.
 
     Args:
-        strength: blend ``s`` per modality, in [0, 1]; 0 turns the correction off. Lower for audio.
+        strength: blend ``s`` per modality, in [0, 1]; 0 turns the correction off, and so does leaving a modality out.
+            Lower for audio.
         strong: blend per modality from the first rung on.
         warmup_chunks: uncorrected chunks from which a scene's reference is learned.
         ema_rate: how far one low-drift chunk moves the reference, in [0, 1].
@@ -55,6 +57,8 @@ class DriftConfig:
     def __post_init__(self) -> None:
         for name in ("strength", "strong"):
             for modality, value in getattr(self, name).items():
+                if modality not in tuple(Modality):
+                    raise ConfigError(f"drift {name} names {modality!r}; expected {' or '.join(Modality)}")
                 if not 0.0 <= value <= 1.0:
                     raise ConfigError(f"drift {name}[{modality}] is {value}; expected a blend between 0 and 1")
         if not 0.0 <= self.ema_rate <= 1.0:

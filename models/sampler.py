@@ -19,6 +19,7 @@ class Schedule:
 
     Args:
         sigmas: strictly decreasing, beginning with 1; each costs one pass.
+        shift: bends every level u to s·u / (1 + (s−1)·u) as released checkpoints do; with s > 1 more of them are noisy.
         step: ``renoise`` predicts the clean chunk and noises it afresh for the next level (consistency-distilled
             checkpoints); ``euler`` follows the velocity without new noise.
         context_sigma: noise level at which a committed chunk is encoded; 0 is the clean pass.
@@ -27,6 +28,7 @@ class Schedule:
     sigmas: tuple[float, ...] = (1.0, 0.9375, 0.8333, 0.625)
     step: Literal["renoise", "euler"] = "renoise"
     context_sigma: float = 0.0
+    shift: float = 1.0
 
     def __post_init__(self) -> None:
         falling = all(a > b for a, b in zip(self.sigmas, self.sigmas[1:], strict=False))
@@ -35,13 +37,20 @@ class Schedule:
         if not 0.0 <= self.context_sigma < 1.0:
             raise ConfigError(f"context_sigma is {self.context_sigma}; expected 0 (clean) or a level below 1")
 
+        if self.shift <= 0:
+            raise ConfigError(f"shift is {self.shift}; expected a number above 0, 1 for no shift")
+
     @classmethod
-    def shifted(cls, steps: int, shift: float = 1.0, step: Literal["renoise", "euler"] = "renoise") -> "Schedule":
-        """``steps`` even levels u bent to s·u / (1 + (s−1)·u): with s > 1 more of them are noisy."""
-        if steps < 1 or shift <= 0:
-            raise ConfigError(f"steps is {steps} and shift {shift}; expected at least one step and a shift above 0")
-        levels = [1 - i / steps for i in range(steps)]
-        return cls(tuple(shift * u / (1 + (shift - 1) * u) for u in levels), step)
+    def even(cls, steps: int, shift: float = 1.0) -> "Schedule":
+        """``steps`` levels at even distances, then shifted."""
+        if steps < 1:
+            raise ConfigError(f"steps is {steps}; expected at least one step")
+        return cls(tuple(1 - i / steps for i in range(steps)), shift=shift)
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """The noise level of each pass, after the shift."""
+        return tuple(self.shift * u / (1 + (self.shift - 1) * u) for u in self.sigmas)
 
 
 def noise(seed: int, chunk: int, draw: int, modality: Modality, tokens: int, channels: int) -> torch.Tensor:
@@ -62,8 +71,8 @@ def denoise(schedule: Schedule, velocity: Callable[[Pair, float], Pair], draw: C
         draw: fresh noise by the number of the pass.
     """
     x = draw(0)
-    following: Sequence[float] = (*schedule.sigmas[1:], 0.0)
-    for i, (sigma, after) in enumerate(zip(schedule.sigmas, following, strict=True)):
+    following: Sequence[float] = (*schedule.levels[1:], 0.0)
+    for i, (sigma, after) in enumerate(zip(schedule.levels, following, strict=True)):
         v = velocity(x, sigma)
         if schedule.step == "euler" or after == 0.0:
             x = (x[0] + (after - sigma) * v[0], x[1] + (after - sigma) * v[1])

@@ -73,6 +73,8 @@ class ChunkGeometry:
             if value % scale:
                 raise GeometryError(f"{name} is {value} pixels; expected a multiple of {scale}")
         rate = Fraction(fps).limit_denominator(1001)
+        if rate <= 0:
+            raise GeometryError(f"fps is {fps}; expected a frame rate above 0")
         latent = Fraction(
             int(config["audio_scale_factor"]) * int(config["audio_hop_length"]), int(config["audio_sampling_rate"])
         )

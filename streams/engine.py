@@ -7,7 +7,7 @@ from fractions import Fraction
 import torch
 
 from cache.books import CacheConfig
-from cache.drift import ChannelStatistics
+from cache.drift import ChannelStatistics, Correction
 from cache.manager import CacheManager
 from cache.plan import Directive, PromptChange
 from cache.policies.base import Policy
@@ -15,12 +15,12 @@ from cache.pool import Pool
 from cache.spec import TYPES, AttentionType, Modality
 from cache.state import dump, load
 from cache.tiers import HostTier, Latents, RestoreTier
-from errors import BudgetError, StreamClosed, StreamError
+from errors import BudgetError, ConfigError, StreamClosed, StreamError
 from kernels.ops import ops
 from models.backbone import Backbone
 from models.prompt import Prompt, hashed_prompt
-from models.sampler import Pair, Schedule
-from streams.batch import Batch
+from models.sampler import Schedule
+from streams.batch import Batch, Shares
 from streams.executor import Executor
 from streams.session import Session
 
@@ -43,6 +43,10 @@ class EngineConfig:
     host_bytes: int = 1 << 30
     impl: str = "torch"
 
+    def __post_init__(self) -> None:
+        if self.sessions < 1:
+            raise ConfigError(f"sessions is {self.sessions}; expected room for at least 1 stream")
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -58,6 +62,9 @@ class Chunk:
     start: Fraction
     seconds: Fraction
     drift: float
+
+
+Made = tuple[Chunk, Latents, Shares | None]
 
 
 class Engine:
@@ -195,66 +202,69 @@ class Engine:
             self.require(session)
         if len({session.id for session in sessions}) != len(sessions):
             raise StreamError("a stream stands twice in one step; each makes one chunk at a time")
-        if self.config.first_schedule is None:
-            return self._batch(sessions, self.config.schedule)
-        first = [s for s in sessions if s.manager.next_chunk == 0]
-        later = [s for s in sessions if s.manager.next_chunk > 0]
-        made = {
-            s.id: chunk
-            for group, schedule in ((first, self.config.first_schedule), (later, self.config.schedule))
-            for s, chunk in zip(group, self._batch(group, schedule), strict=True)
-        }
-        return [made[s.id] for s in sessions]
-
-    def _batch(self, sessions: Sequence[Session], schedule: Schedule) -> list[Chunk]:
-        if not sessions:
-            return []
         begun: list[Session] = []
+        made: dict[str, Made] = {}
         try:
             for session in sessions:
                 session.manager.begin()
                 begun.append(session)
                 for t in TYPES:
                     self.pool.claim(session.lease, t, session.staged(t))
-            batch = Batch(self.backbone, self.pool, self.ops, sessions)
-            clean = batch.denoise(schedule)
-            chunks, committed = self._publish(sessions, clean)
-            masses = batch.commit(committed, self.config.schedule.context_sigma, self.policy.wants_mass)
+            for group, schedule in self._groups(sessions):
+                made.update(zip((s.id for s in group), self._make(group, schedule), strict=True))
         except BaseException:
             for session in begun:
                 self._abort(session)
             raise
-        for session, latents, mass in zip(sessions, committed, masses, strict=True):
-            chunk = session.manager.next_chunk
-            session.retained[chunk] = latents
-            self.executor.carry_out(session, session.manager.commit(chunk, mass))
-        return chunks
+        for session in sessions:
+            chunk, latents, shares = made[session.id]
+            session.retained[chunk.index] = latents
+            self.executor.carry_out(session, session.manager.commit(chunk.index, shares))
+        return [made[session.id][0] for session in sessions]
 
-    def _publish(self, sessions: Sequence[Session], clean: Pair) -> tuple[list[Chunk], list[Latents]]:
-        """The chunks as the viewers get them, and the corrected copies that the cache gets."""
+    def _groups(self, sessions: Sequence[Session]) -> list[tuple[list[Session], Schedule]]:
+        """Sessions that share a schedule, and so a batch."""
+        config = self.config
+        if config.first_schedule is None:
+            return [(list(sessions), config.schedule)] if sessions else []
+        first = [s for s in sessions if s.manager.next_chunk == 0]
+        later = [s for s in sessions if s.manager.next_chunk > 0]
+        return [
+            (group, schedule) for group, schedule in ((first, config.first_schedule), (later, config.schedule)) if group
+        ]
+
+    def _make(self, sessions: Sequence[Session], schedule: Schedule) -> list[Made]:
+        """Denoise, publish, correct, and leave the corrected copies' keys and values in the staged pages."""
+        batch = Batch(self.backbone, self.pool, self.ops, sessions)
+        clean = batch.denoise(schedule)
+        statistics = [[v.cpu().numpy() for v in self.ops.channel_statistics(x)] for x in clean]
         chunks, committed = [], []
-        seconds = self.backbone.geometry.seconds
-        statistics = [self.ops.channel_statistics(x) for x in clean]
         for row, session in enumerate(sessions):
-            manager, index = session.manager, session.manager.next_chunk
             seen = {
-                m.value: ChannelStatistics(*(v[row].cpu().numpy() for v in statistics[i]))
-                for i, m in enumerate(Modality)
+                m.value: ChannelStatistics(mean[row], std[row])
+                for m, (mean, std) in zip(Modality, statistics, strict=True)
             }
-            verdict = manager.judge(seen)
-            copies = []
-            for i, m in enumerate(Modality):
-                correction = verdict.corrections.get(m.value)
-                own = clean[i][row].clone()
-                if correction is not None:
-                    mean, std = (torch.from_numpy(v).to(own.device) for v in (correction.mean, correction.std))
-                    own = self.ops.adastat(own, mean, std, correction.strength)
-                copies.append(own)
-            video, audio = (x[row].clone() for x in clean)
-            scene = manager.scenes.current_name
-            chunks.append(Chunk(index, scene, video, audio, index * seconds, seconds, verdict.score))
+            verdict = session.manager.judge(seen)
+            chunks.append(self._publish(session, clean[0][row], clean[1][row], verdict.score))
+            copies = [
+                self._corrected(x[row], verdict.corrections.get(m.value)) for m, x in zip(Modality, clean, strict=True)
+            ]
             committed.append(Latents(copies[0], copies[1], session.prompt.key))
-        return chunks, committed
+        shares = batch.commit(committed, self.config.schedule.context_sigma, self.policy.wants_mass)
+        return list(zip(chunks, committed, shares, strict=True))
+
+    def _publish(self, session: Session, video: torch.Tensor, audio: torch.Tensor, drift: float) -> Chunk:
+        """The chunk as the viewers get it: copies that nobody else holds."""
+        seconds, index = self.backbone.geometry.seconds, session.manager.next_chunk
+        scene = session.manager.scenes.current_name
+        return Chunk(index, scene, video.clone(), audio.clone(), index * seconds, seconds, drift)
+
+    def _corrected(self, x: torch.Tensor, correction: Correction | None) -> torch.Tensor:
+        """The copy that the cache gets."""
+        if correction is None:
+            return x.clone()
+        mean, std = (torch.from_numpy(v).to(x.device) for v in (correction.mean, correction.std))
+        return self.ops.adastat(x, mean, std, correction.strength)
 
     def _abort(self, session: Session) -> None:
         for t, place in session.manager.abort().items():

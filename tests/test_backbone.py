@@ -96,6 +96,7 @@ def test_sizes_equal_those_of_the_design_for_ltx_2() -> None:
     [
         ({"frames": 2, "height": 60, "width": 96, "fps": 25}, "height is 60 pixels; expected a multiple of 32"),
         ({"frames": 1, "height": 64, "width": 96, "fps": 24}, "choose frames as a multiple of 3"),
+        ({"frames": 1, "height": 64, "width": 96, "fps": 1e-9}, "expected a frame rate above 0"),
         ({"frames": 0, "height": 64, "width": 96, "fps": 25}, "frames is 0; expected at least 1"),
     ],
 )

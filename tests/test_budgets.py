@@ -62,6 +62,9 @@ def test_audio_memory_must_reach_as_far_as_video_memory() -> None:
         (lambda: HostTier(-1), "budget_bytes is -1; expected 0 or more"),
         (lambda: SceneConfig(max_scenes=1), "expected at least 2"),
         (lambda: SceneConfig(anchor_every=0), "expected at least 1 chunk"),
+        (lambda: CacheConfig(log_capacity=0), "expected room for at least 1 decision"),
+        (lambda: CacheConfig(mass_decay=-3), "expected a factor between 0 and 1"),
+        (lambda: engine(sessions=0), "expected room for at least 1 stream"),
     ],
 )
 def test_values_that_cannot_be_are_refused_by_name(make: object, message: str) -> None:

@@ -184,6 +184,8 @@ def test_an_aborted_chunk_moves_neither_reference_nor_ladder() -> None:
 def test_wrong_settings_are_named() -> None:
     with pytest.raises(ConfigError, match=r"strength\[video\] is 1.5; expected a blend between 0 and 1"):
         DriftConfig(strength={"video": 1.5})
+    with pytest.raises(ConfigError, match="strength names 'vidoe'; expected video or audio"):
+        DriftConfig(strength={"vidoe": 0.5})
     with pytest.raises(ConfigError, match="or the ladder would swing"):
         DriftConfig(raise_threshold=0.3, lower_threshold=0.4)
 

@@ -243,6 +243,18 @@ class Tensors(RuleBasedStateMachine):
             given = stream.session.retained[n]
             replay.run(prompt, (given.video[None], given.audio[None]), 0.0, slot, n == 0, seen, store_as=n)
 
+    @rule(data=st.data(), away=st.integers(1, 4))
+    def leave_and_return(self, data: st.DataObject, away: int) -> None:
+        stream = data.draw(st.sampled_from(self.streams))
+        here = stream.session.manager.scenes.current_name
+        self.step([stream])
+        self.cuts += 1
+        stream.cut(f"scene {self.cuts}", f"place {self.cuts}")
+        for _ in range(away):
+            self.step([stream])
+        self.try_return(stream, here)
+        self.step([stream])
+
     @rule(data=st.data())
     def a_step_that_fails_changes_nothing(self, data: st.DataObject) -> None:
         stream = data.draw(st.sampled_from(self.streams))
@@ -276,11 +288,15 @@ class Tensors(RuleBasedStateMachine):
         stream = data.draw(st.sampled_from(self.streams))
         manager = stream.session.manager
         names = [n for n in stream.scenes if n != manager.scenes.current_name]
-        # Chunks that come back as latents are encoded anew; their keys are no longer those of the replay.
-        chunks = [c for n in names for c in manager.scenes.scenes[n].memory]
+        if names:
+            self.try_return(stream, data.draw(st.sampled_from(names)))
+
+    def try_return(self, stream: Stream, name: str) -> None:
+        """Chunks that come back as latents are encoded anew; their keys are no longer those of the replay."""
+        chunks = stream.session.manager.scenes.scenes[name].memory
         held = [self.engine.tier.holds(stream.session.id, c) for c in chunks]
-        if names and not any(h.latents and len(h.types) < 4 for h in held):
-            stream.return_to(data.draw(st.sampled_from(names)))
+        if not any(h.latents and len(h.types) < 4 for h in held):
+            stream.return_to(name)
 
     @rule(data=st.data())
     def harvest(self, data: st.DataObject) -> None:
@@ -342,7 +358,7 @@ class Tensors(RuleBasedStateMachine):
 TestBooks = Books.TestCase
 TestBooks.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
 TestTensors = Tensors.TestCase
-TestTensors.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+TestTensors.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
 
 
 @given(st.lists(st.tuples(st.sampled_from(["lease", "end", "take", "drop", "share"]), st.integers(1, 5)), max_size=80))

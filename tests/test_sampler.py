@@ -6,14 +6,15 @@ import torch
 from cache.spec import Modality
 from errors import ConfigError
 from models.sampler import Schedule, denoise, noise
+from streams.engine import Engine, EngineConfig
 from streams.stream import Stream
-from tests.builders import engine
+from tests.builders import backbone, engine
 
 
 def test_shift_five_gives_the_levels_of_released_checkpoints() -> None:
     """Timesteps 1000, 750, 500, 250 warped by shift 5 (Self-Forcing on Wan 2.1)."""
-    assert Schedule.shifted(4, shift=5.0).sigmas == pytest.approx((1.0, 0.9375, 0.8333, 0.625), abs=1e-4)
-    assert Schedule.shifted(4).sigmas == (1.0, 0.75, 0.5, 0.25)
+    assert Schedule.even(4, shift=5.0).levels == pytest.approx((1.0, 0.9375, 0.8333, 0.625), abs=1e-4)
+    assert Schedule.even(4).levels == (1.0, 0.75, 0.5, 0.25)
 
 
 @pytest.mark.parametrize("step", ["renoise", "euler"])
@@ -70,11 +71,19 @@ def test_a_stream_in_a_batch_equals_the_stream_alone() -> None:
         torch.testing.assert_close(a.audio, b.audio, atol=2e-5, rtol=0)
 
 
-def test_the_first_chunk_can_have_a_schedule_of_its_own_in_a_mixed_batch() -> None:
-    from streams.engine import Engine, EngineConfig
-    from tests.builders import backbone
+def test_a_row_does_not_depend_on_the_rows_beside_it() -> None:
+    """At equal batch shape bit-equal: whoever shares the batch, with whatever keep-set, changes not one bit."""
+    takes = []
+    for neighbour, warm in (("a cube", 0), ("rain in a garden", 13)):
+        made = engine(sessions=2)
+        stream, other = Stream.open(made, "a ball", seed=5), Stream.open(made, neighbour, seed=warm)
+        other.take(warm)
+        takes.append([made.step([stream.session, other.session])[0] for _ in range(12)])
+    assert all(torch.equal(a.video, b.video) and torch.equal(a.audio, b.audio) for a, b in zip(*takes, strict=True))
 
-    config = EngineConfig(schedule=Schedule((1.0, 0.5)), first_schedule=Schedule.shifted(6), sessions=2)
+
+def test_the_first_chunk_can_have_a_schedule_of_its_own_in_a_mixed_batch() -> None:
+    config = EngineConfig(schedule=Schedule((1.0, 0.5)), first_schedule=Schedule.even(6), sessions=2)
     made = Engine(backbone(), engine().policy, config)
     calls: list[int] = []
     forward = made.backbone.forward
@@ -92,9 +101,36 @@ def test_the_first_chunk_can_have_a_schedule_of_its_own_in_a_mixed_batch() -> No
     assert calls == [1] * 7 + [1] * 3
 
 
+def test_a_failure_in_one_group_of_a_mixed_batch_leaves_all_groups_as_they_were() -> None:
+    config = EngineConfig(schedule=Schedule((1.0, 0.5)), first_schedule=Schedule.even(6), sessions=2)
+    made = Engine(backbone(), engine().policy, config)
+    first = Stream.open(made, "a ball", seed=1)
+    first.next()
+    second = Stream.open(made, "a cube", seed=2)
+    forward, calls = made.backbone.forward, []
+
+    def fails_in_the_second_group(rows: object, video: object, *rest: object) -> object:
+        calls.append(1)
+        if len(calls) > 8:
+            raise RuntimeError("out of memory")
+        return forward(rows, video, *rest)
+
+    made.backbone.forward = fails_in_the_second_group
+    try:
+        with pytest.raises(RuntimeError, match="out of memory"):
+            made.step([second.session, first.session])
+    finally:
+        del made.backbone.forward
+    assert [s.session.manager.next_chunk for s in (first, second)] == [1, 0]
+    made.check_integrity()
+    assert [c.index for c in made.step([first.session, second.session])] == [1, 0]
+
+
 @pytest.mark.parametrize("sigmas", [(), (0.9, 0.5), (1.0, 1.0), (1.0, 0.5, 0.7), (1.0, 0.0)])
 def test_schedules_that_do_not_fall_from_one_are_refused(sigmas: tuple) -> None:
     with pytest.raises(ConfigError, match="expected strictly decreasing levels"):
         Schedule(sigmas)
+    with pytest.raises(ConfigError, match="shift is 0"):
+        Schedule(shift=0.0)
     with pytest.raises(ConfigError, match="at least one step"):
-        Schedule.shifted(0)
+        Schedule.even(0)

@@ -97,7 +97,7 @@ def test_a_bad_variable_is_named(written: Write) -> None:
     ("text", "error"),
     [
         ("budgets: {video_self: {recent: 0}}", BudgetError),
-        ("geometry: {fps: 0}", GeometryError),
+        ("geometry: {fps: 1.0e-9}", GeometryError),
         ("engine: {cache: {drift: {ema_rate: 2.0}}}", ConfigError),
     ],
 )
