@@ -133,7 +133,7 @@ class Engine:
         self.tier.fork(session.id, name)
         child = Session(name, session.seed if seed is None else seed, manager, lease, dict(session.prompts))
         child.retained = dict(session.retained)
-        child.subject_tokens = dict(session.subject_tokens)
+        child.subject_tokens, child.origins = dict(session.subject_tokens), dict(session.origins)
         return self.adopt(child)
 
     def close(self, session: Session) -> None:

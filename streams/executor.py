@@ -16,7 +16,7 @@ from kernels.ops import Ops
 from models.backbone import Backbone
 from models.processors import Rows
 from models.rope import KEY_KIND
-from streams.session import Session
+from streams.session import Origin, Session
 
 
 @dataclass
@@ -61,12 +61,15 @@ class Executor:
 
     def _evict(self, session: Session, eviction: Eviction) -> None:
         t, storage = eviction.type, self.pool.storage[eviction.type]
-        # What the store has already was written earlier and rounded less often.
+        subject = eviction.role is Role.SUBJECT_ANCHOR
+        origin = session.origins.pop((t, None if subject else eviction.chunk), None)
         if eviction.offload and t not in self.tier.holds(session.id, eviction.chunk).types:
-            packed = self.ops.pack(storage, session.page(t, eviction.place)).cpu()
-            self.tier.offload(session.id, eviction.chunk, t, KeyValues(packed, eviction.slot, eviction.role))
+            packed, slot = self.ops.pack(storage, session.page(t, eviction.place)).cpu(), eviction.slot
+            if origin is not None:
+                packed[:, 0], slot = origin.keys, origin.slot
+            self.tier.offload(session.id, eviction.chunk, t, KeyValues(packed, slot, eviction.role))
         self.pool.release(session.lease, t, eviction.place)
-        if eviction.role is Role.SUBJECT_ANCHOR:
+        if subject:
             session.subject_tokens.pop(t, None)
 
     def _retire_latents(self, session: Session, plan: Plan) -> None:
@@ -93,20 +96,29 @@ class Executor:
     def _restore(self, session: Session, restoration: Restoration, payload: KeyValues) -> None:
         page = self.pool.claim(session.lease, restoration.type, restoration.place)
         self.ops.unpack(self.pool.storage[restoration.type], page, payload.tensor.to(self.pool.device))
+        session.origins[restoration.type, restoration.chunk] = Origin(payload.tensor[:, 0], payload.slot)
         self._rotate(restoration.type, page, payload.slot, restoration.slot)
 
     def _give_up(self, session: Session, chunk: int, reason: str) -> None:
         session.retained.pop(chunk, None)
         for eviction in session.manager.give_up(chunk, reason):
+            session.origins.pop((eviction.type, chunk), None)
             if eviction.place in session.lease.tables[eviction.type]:
                 self.pool.release(session.lease, eviction.type, eviction.place)
 
     # -- positions
 
     def _move(self, session: Session, type: AttentionType, move: Move) -> None:
+        """Rotate from the keys as they were first written: rounding adds up, and small rotations are rounded away."""
         ledger = session.manager.ledgers[type]
         place = 0 if move.chunk is None else ledger.entries[move.chunk].place
-        self._rotate(type, self.pool.exclusive(session.lease, type, place), move.from_slot, move.to_slot)
+        page = self.pool.exclusive(session.lease, type, place)
+        keys = self.pool.storage[type][:, 0, page]
+        origin = session.origins.get((type, move.chunk))
+        if origin is None:
+            origin = session.origins[type, move.chunk] = Origin(keys.to("cpu", copy=True), move.from_slot)
+        keys.copy_(origin.keys)
+        self._rotate(type, page, origin.slot, move.to_slot)
 
     def _rotate(self, type: AttentionType, page: int, from_slot: int, to_slot: int) -> None:
         if from_slot != to_slot:
@@ -162,6 +174,8 @@ class Executor:
             use = self.pool.exclusive if held else self.pool.claim
             use(session.lease, t, place)
             places[t] = place
+            if (t, place) not in scratch:
+                session.origins.pop((t, chunk), None)
         self.encode(session, chunk, latents, manager.positions.slots[chunk], places, pending)
         for t, place in scratch:
             self.pool.release(session.lease, t, place)
@@ -183,6 +197,7 @@ class Executor:
 
     def write_subject(self, session: Session, type: AttentionType, source: int, tokens: torch.Tensor) -> None:
         """Copy chosen tokens of page ``source`` into place 0, right-aligned."""
+        session.origins.pop((type, None), None)
         held = 0 in session.lease.tables[type]
         page = self.pool.exclusive(session.lease, type, 0) if held else self.pool.claim(session.lease, type, 0)
         storage = self.pool.storage[type]

@@ -14,12 +14,22 @@ from kernels.attention import BlockTable
 from models.prompt import Prompt
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Keys [layers, tokens, width] as they were first written, in host memory, and the slot they are encoded for."""
+
+    keys: torch.Tensor
+    slot: int
+
+
 @dataclass(eq=False)
 class Session:
     """State of one stream inside an engine. Weights and pool are the engine's.
 
     Args:
         retained: clean latents of the chunks that are kept (a few hundred kB each); evicted ones go to the store.
+        origins: unrounded source of every key that was ever moved, by type and chunk (``None``: the subject anchor);
+            at most the memory of the keep-set, half of its bytes, never on the device.
         subject_tokens: token indices of the subject anchor in its source chunk, by attention type.
     """
 
@@ -30,6 +40,7 @@ class Session:
     prompts: dict[str, Prompt]
     retained: dict[int, Latents] = field(default_factory=dict)
     subject_tokens: dict[AttentionType, torch.Tensor] = field(default_factory=dict)
+    origins: dict[tuple[AttentionType, int | None], Origin] = field(default_factory=dict)
 
     @property
     def prompt(self) -> Prompt:
@@ -61,6 +72,10 @@ class Session:
             booked = set(ledger.places()) | ({0} if ledger.subject is not None else set())
             if booked != set(self.lease.tables[t]):
                 raise IntegrityError(f"{t}: books know places {sorted(booked)}, pages {sorted(self.lease.tables[t])}")
+        for t, chunk in self.origins:
+            ledger = self.manager.ledgers[t]
+            if chunk not in ledger.entries and not (chunk is None and ledger.subject is not None):
+                raise IntegrityError(f"{t}: origin of {chunk} kept, which the books have not")
         needed = {*self.manager.kept(), *self.manager.subject_chunks()}
         if needed != set(self.retained):
             raise IntegrityError(f"latents of {sorted(self.retained)} retained; expected {sorted(needed)}")

@@ -12,7 +12,7 @@ from cache.tiers import KeyValues, Latents
 from errors import SnapshotCorrupt, SnapshotMismatch
 from models.prompt import Prompt
 from streams.engine import Engine
-from streams.session import Session
+from streams.session import Origin, Session
 from wire import seal, unseal
 
 KIND, VERSION = "snapshot", 1
@@ -39,6 +39,7 @@ def save(engine: Engine, session: Session) -> bytes:
         "prompts": [[p.text, _plain(p.video), _plain(p.audio)] for p in session.prompts.values()],
         "retained": {chunk: _plain_latents(latents) for chunk, latents in session.retained.items()},
         "subject_tokens": {t.value: tokens.tolist() for t, tokens in session.subject_tokens.items()},
+        "origins": [[t.value, chunk, o.slot, _plain(o.keys)] for (t, chunk), o in session.origins.items()],
         "records": {chunk: _record(engine, session.id, chunk) for chunk in sorted(manager.books.stored)},
     }
     return seal(KIND, VERSION, payload)
@@ -61,6 +62,7 @@ def resume(engine: Engine, data: bytes) -> Session:
         tokens = {AttentionType(t): torch.tensor(chosen) for t, chosen in payload["subject_tokens"].items()}
         pages = [(t, place, _tensor(plain)) for t in TYPES for place, plain in payload["pages"][t.value]]
         records = [(chunk, *_parse_record(plain)) for chunk, plain in payload["records"].items()]
+        origins = {(AttentionType(t), chunk): Origin(_tensor(k), slot) for t, chunk, slot, k in payload["origins"]}
         seed = int(payload["seed"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise SnapshotCorrupt(f"the snapshot is sealed but does not hold what a stream needs: {error!r}") from error
@@ -72,7 +74,7 @@ def resume(engine: Engine, data: bytes) -> Session:
             engine.tier.keep_latents(manager.session, chunk, latents)
         for t, payload_of_type in key_values.items():
             engine.tier.offload(manager.session, chunk, t, payload_of_type)
-    session = Session(manager.session, seed, manager, lease, {p.key: p for p in prompts}, retained, tokens)
+    session = Session(manager.session, seed, manager, lease, {p.key: p for p in prompts}, retained, tokens, origins)
     return engine.adopt(session)
 
 
