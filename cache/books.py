@@ -114,13 +114,11 @@ class Books:
 
     def statistics(self, rung: Rung) -> CacheStatistics:
         """A frozen summary of what is held."""
-        slots = [*self.positions.slots.values()] + ([] if self.positions.subject is None else [self.positions.subject])
         types = {}
         for t, ledger in self.ledgers.items():
             by_role = {role: ledger.spec.maximum_bytes(n) for role, n in ledger.by_role().items()}
             types[t] = TypeStatistics(len(ledger.entries), ledger.bytes_held(), by_role)
-        farthest = self.positions.next_slot - min(slots, default=self.positions.next_slot)
-        return CacheStatistics(self.next_chunk, self.positions.epoch, farthest, rung, types)
+        return CacheStatistics(self.next_chunk, self.positions.epoch, self.positions.reach, rung, types)
 
     def scores(self) -> dict[str, Any]:
         """Drift and attention scores of the held chunks, and what the store holds or lost, as plain data."""

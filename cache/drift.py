@@ -106,7 +106,7 @@ class Reference:
 
     def score(self, seen: ChannelStatistics) -> float:
         """Drift: root mean square over channels of the shift in units of σ* and of the log ratio of spreads."""
-        floor = max(1e-6, 1e-3 * float(np.median(self.std)))
+        floor = max(1e-6, 1e-3 * float(self.std.mean()))
         spread = np.maximum(self.std, floor)
         shift = (seen.mean - self.mean) / spread
         ratio = np.log(np.maximum(seen.std, floor) / spread)

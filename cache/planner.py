@@ -42,7 +42,8 @@ def replan(books: Books, policy: Policy, holdings: Holdings, rung: Rung) -> Plan
     seen = view(books, rung)
     ranking = policy.rank(seen)
     remembered = policy.remembered(books.scenes)
-    wanted = {t: select(ranking, ledger.budget) for t, ledger in books.ledgers.items()}
+    selected = {budget: select(ranking, budget) for budget in {ledger.budget for ledger in books.ledgers.values()}}
+    wanted = {t: selected[ledger.budget] for t, ledger in books.ledgers.items()}
     evictions: list[Eviction] = []
     for t in TYPES:
         entries = books.ledgers[t].entries
@@ -57,7 +58,9 @@ def replan(books: Books, policy: Policy, holdings: Holdings, rung: Rung) -> Plan
     has_subject = any(ledger.subject is not None for ledger in books.ledgers.values())
     ended = books.positions.place(kept, running_from, has_subject)
     if ended:
-        books.log.add(seen.newest, "epoch", f"{books.positions.epoch} ended; memory moved to {books.positions.slots}")
+        books.log.add(
+            seen.newest, "epoch", f"{books.positions.epoch}: memory begins at distance {books.positions.reach}"
+        )
     whole = ended and books.config.positions.move == "rebuild"
     encoded = kept if whole else sorted(rebuild)
     moves = _settle(books, {*arrivals, *((t, c) for c, types in rebuild.items() for t in types)})

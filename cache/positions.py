@@ -131,6 +131,12 @@ class PositionMap:
             else:
                 self.slots[member] = slot
 
+    @property
+    def reach(self) -> int:
+        """How many chunk slots the farthest kept chunk or the subject anchor lies before the chunk in progress."""
+        slots = [*self.slots.values(), *([] if self.subject is None else [self.subject])]
+        return self.next_slot - min(slots, default=self.next_slot)
+
     def distance(self, chunk: int) -> int:
         """How many chunk slots ``chunk`` lies before the chunk in progress."""
         return self.next_slot - self.slots[chunk]
