@@ -11,6 +11,7 @@ LongtakeError
 ├── StreamError            a call that this stream cannot answer in its present state
 │   ├── UnknownScene       a return to a scene that the stream does not remember
 │   ├── SceneExists        a cut to a name that is taken
+│   ├── StreamFailed       what had to follow a committed chunk could not be done
 │   └── StreamClosed       the stream was closed or paused away
 └── CacheError             the cache refuses, or found itself inconsistent
     ├── PoolExhausted      no memory slots left for what was asked; nothing was changed
@@ -92,6 +93,12 @@ class StreamClosed(StreamError):
     """The stream was closed; its memory is gone."""
 
     code = "stream_closed"
+
+
+class StreamFailed(StreamError):
+    """What had to follow a committed chunk could not be done; the stream cannot go on from its memory."""
+
+    code = "stream_failed"
 
 
 class CacheError(LongtakeError):

@@ -105,6 +105,10 @@ class Budgets(Mapping[AttentionType, RoleBudget]):
         """The largest number of memory slots that any type grants to ``role``."""
         return max(self[t].of(role) for t in TYPES)
 
+    def narrowest(self, role: Role) -> int:
+        """The smallest number of memory slots that any type grants to ``role``."""
+        return min(self[t].of(role) for t in TYPES)
+
     def check(self, specs: Mapping[AttentionType, AttentionSpec], position_slots: int) -> None:
         """Raise ``BudgetError`` if the keep-set cannot fit its bytes or the trained range of positions."""
         needed = sum(self.widest(role) for role in Role) + 1

@@ -172,7 +172,7 @@ class CacheManager:
         self.positions.advance(chunk)
         self.books.drift_scores.setdefault(chunk, 0.0)
         self.scenes.book(chunk)
-        leaving = chunk - min(self.policy.budgets[t].recent for t in TYPES)
+        leaving = chunk - self.policy.budgets.narrowest(Role.RECENT)
         if self.books.drift_scores.get(leaving, float("inf")) <= self.books.config.drift.reference_threshold:
             self.scenes.consider_anchor(leaving)
         self.books.stored.add(chunk)
@@ -234,6 +234,7 @@ class CacheManager:
         self.positions.slots.pop(chunk, None)
         self.books.drift_scores.pop(chunk, None)
         self.books.mass.pop(chunk, None)
+        self.books.lost |= {(t, chunk) for t in TYPES}
         self.log.add(self.next_chunk, "give up", reason, chunk)
         return evictions
 

@@ -1,5 +1,6 @@
 """The planner: ranks once, then brings four ledgers, positions and store in line, in one transaction."""
 
+from collections import Counter
 from collections.abc import Mapping
 
 from cache.books import Books
@@ -27,7 +28,7 @@ def view(books: Books, rung: Rung) -> View:
     """What the policy may look at now."""
     return View(
         newest=books.next_chunk - 1,
-        held=books.kept(),
+        held=Counter(chunk for ledger in books.ledgers.values() for chunk in ledger.entries),
         scene=books.scenes.current,
         recent_across_cut=books.scenes.config.recent_across_cut,
         drift=books.drift_scores,
@@ -44,12 +45,13 @@ def replan(books: Books, policy: Policy, holdings: Holdings, rung: Rung) -> Plan
     remembered = policy.remembered(books.scenes)
     selected = {budget: select(ranking, budget) for budget in {ledger.budget for ledger in books.ledgers.values()}}
     wanted = {t: selected[ledger.budget] for t, ledger in books.ledgers.items()}
+    rebuilds = books.config.positions.move == "rebuild"  # stored keys are of no use at another position then
     evictions: list[Eviction] = []
     for t in TYPES:
         entries = books.ledgers[t].entries
         for chunk in [c for c in entries if c not in wanted[t]]:
             books.log.add(seen.newest, "evict", policy.explain(chunk, seen), chunk, t)
-            evictions += books.evict((t,), chunk, offload=chunk in remembered)
+            evictions += books.evict((t,), chunk, offload=chunk in remembered and not rebuilds)
         for chunk, entry in entries.items():
             entry.role = wanted[t][chunk]
     arrivals, rebuild = _admit(books, holdings, wanted, remembered)
@@ -61,7 +63,7 @@ def replan(books: Books, policy: Policy, holdings: Holdings, rung: Rung) -> Plan
         books.log.add(
             seen.newest, "epoch", f"{books.positions.epoch}: memory begins at distance {books.positions.reach}"
         )
-    whole = ended and books.config.positions.move == "rebuild"
+    whole = ended and rebuilds
     encoded = kept if whole else sorted(rebuild)
     moves = _settle(books, {*arrivals, *((t, c) for c, types in rebuild.items() for t in types)})
     return Plan(
@@ -71,8 +73,8 @@ def replan(books: Books, policy: Policy, holdings: Holdings, rung: Rung) -> Plan
             Restoration(t, c, books.ledgers[t].entries[c].place, books.positions.slots[c], wanted[t][c])
             for t, c in arrivals
         ),
-        moves={} if whole else moves,
-        encode_subject=whole and has_subject,
+        moves={} if rebuilds else moves,
+        encode_subject=rebuilds and has_subject and (whole or bool(moves)),
         encode=tuple(encoding(books, c) if whole else Encoding(c, tuple(rebuild[c])) for c in encoded),
         forget=_forget(books, kept, remembered) if evictions or not seen.newest % 16 else (),
         epoch_ended=ended,
@@ -88,6 +90,8 @@ def _admit(
     """
     found: dict[int, list[AttentionType]] = {}
     latents_only: set[int] = set()
+    # Latents of these are with the session; the store need not have them.
+    retained = {*books.kept(), *books.subject_chunks()}
     for t in AUDIO_FIRST:
         entries = books.ledgers[t].entries
         missing = [c for c, r in wanted[t].items() if r in MEMORY_ROLES and c not in entries and c in remembered]
@@ -97,7 +101,7 @@ def _admit(
             held = holdings.holds(books.session, chunk)
             whole = t in held.types and books.config.positions.move == "relocate"
             heard = t.keyed_by is Modality.AUDIO or all(chunk in books.ledgers[a].entries for a in AUDIO)
-            if not heard or not (whole or held.latents):
+            if not heard or not (whole or held.latents or chunk in retained):
                 books.lost.add((t, chunk))
                 books.log.add(books.next_chunk, "not restored", "the store has lost it", chunk, t)
                 continue

@@ -56,7 +56,8 @@ class Move:
 class PositionMap:
     """The slot of every kept chunk, of the subject anchor, and of the chunk that comes next.
 
-    Mutated by ``place`` and ``advance`` only. ``first_slot`` shifts the whole axis, which no output may depend on.
+    Mutated by ``place`` and ``advance`` only; ``next_slot`` may be set before the first chunk, which shifts the
+    whole axis: no output may depend on it.
     """
 
     config: PositionConfig
@@ -110,7 +111,8 @@ class PositionMap:
     def _stay(self, members: Sequence[int | None], limit: int) -> list[int] | None:
         """Slots with everybody left in place and arrivals as near as order allows; ``None`` if that cannot be."""
         placed = [0] * len(members)
-        lowest = self.lowest
+        # A table of positions begins at 0; the axis of rotations has no beginning.
+        lowest = max(self.lowest, 0) if self.config.move == "rebuild" else self.lowest
         for i in range(len(members) - 1, -1, -1):
             member = members[i]
             slot = self.subject if member is None else self.slots.get(member)
@@ -151,5 +153,5 @@ class PositionMap:
                 raise IntegrityError(f"position slots {ordered} are not in media order")
         if ordered and not (self.lowest <= ordered[0] and ordered[-1] < self.next_slot):
             raise IntegrityError(f"position slots {ordered} leave the trained range [{self.lowest}, {self.next_slot})")
-        if self.config.move == "rebuild" and self.next_slot >= self.config.slots:
-            raise IntegrityError(f"slot {self.next_slot} is past the end of a table of {self.config.slots}")
+        if self.config.move == "rebuild" and not (self.next_slot < self.config.slots and min(ordered, default=0) >= 0):
+            raise IntegrityError(f"slots {ordered} and {self.next_slot} leave the table of {self.config.slots}")

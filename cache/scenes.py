@@ -75,12 +75,12 @@ class SceneBook:
             raise StreamError("the scene's name is empty; expected a name that a return can use")
         if name in self.scenes:
             raise SceneExists(f"scene {name!r} exists since chunk {self.scenes[name].entered_at}; return to it instead")
+        self._leave()
         self.scenes[name] = Scene(name, prompt, at_chunk)
         self.current_name = name
         if len(self.scenes) <= self.config.max_scenes:
             return []
-        oldest = min((s for s in self.scenes.values() if s.name != name), key=lambda s: s.entered_at)
-        return [self.scenes.pop(oldest.name)]
+        return [self.scenes.pop(next(iter(self.scenes)))]
 
     def return_to(self, name: str, at_chunk: int) -> Scene:
         """Enter a known scene again before ``at_chunk``; its last chunks become those to restore."""
@@ -89,12 +89,18 @@ class SceneBook:
             raise UnknownScene(f"no scene {name!r} in this stream; known: {known}")
         if name == self.current_name:
             raise StreamError(f"scene {name!r} is on air already; a return needs a cut in between")
+        self._leave()
         scene = self.scenes[name]
         scene.returning = list(scene.last)
         scene.entered_at = at_chunk
         scene.visits += 1
         self.current_name = name
         return scene
+
+    def _leave(self) -> None:
+        """Put the scene on air last, so that the first is the one that was left longest ago."""
+        if self.current_name:
+            self.scenes[self.current_name] = self.scenes.pop(self.current_name)
 
     def book(self, chunk: int) -> None:
         """Enter a committed chunk in the books of the scene on air."""

@@ -31,13 +31,12 @@ class Backbone:
         self,
         transformer: Any,
         geometry: ChunkGeometry,
-        cross_timestep: bool | None = None,
-        text_budget_bytes: int = 256 << 20,
+        text_budget_bytes: int = 4 << 30,
     ) -> None:
         """Put the cache behind the attention of ``transformer``, which then serves this backbone only.
 
-        ``cross_timestep``: modulate cross-modal attention by the other modality's noise level; by default as the
-        family does it, on from LTX-2.3 (``cross_attn_mod``).
+        ``text_budget_bytes`` bounds the keys and values of prompts (1.2 GB for 1,024 tokens at LTX-2's size); with less
+        than the prompts of one batch need, they are computed again in every pass.
         """
         if type(transformer).__name__ != FAMILY:
             raise CheckpointError(f"the model is a {type(transformer).__name__}; expected diffusers' {FAMILY}")
@@ -45,7 +44,6 @@ class Backbone:
         self.transformer = transformer.eval().requires_grad_(False)
         self.config = config
         self.geometry = geometry
-        self.cross_timestep = bool(config.cross_attn_mod) if cross_timestep is None else cross_timestep
         # Prompt adaln (LTX-2.3) makes text keys and values depend on the noise level; LTX-2.0 and 2.5 do not.
         self.text_depends_on_sigma = bool(transformer.prompt_modulation and config.use_prompt_adaln_single)
         self.device, self.dtype = transformer.device, transformer.dtype
@@ -143,6 +141,7 @@ class Backbone:
         self, video: torch.Tensor, audio: torch.Tensor, text: torch.Tensor, audio_text: torch.Tensor, sigma: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         rows = len(video)
+        # Both modalities are at the same level, so the family's use_cross_timestep makes no difference.
         timestep = torch.full((rows,), sigma * self.config.timestep_scale_multiplier, device=self.device)
         # The library's own angles are computed from these and ignored; one position for all keeps that cheap.
         video_coords = torch.zeros(rows, 3, 1, device=self.device)
@@ -156,7 +155,6 @@ class Backbone:
             sigma=timestep,
             video_coords=video_coords,
             audio_coords=audio_coords,
-            use_cross_timestep=self.cross_timestep,
             return_dict=False,
         )
         return predicted

@@ -34,7 +34,11 @@ class Prompt:
 
     @classmethod
     def without_padding(cls, text: str, video: torch.Tensor, audio: torch.Tensor, mask: torch.Tensor) -> "Prompt":
-        """Embeddings [tokens, channels] less the tokens whose ``mask`` [tokens] is 0."""
+        """Embeddings [tokens, channels] less the tokens whose ``mask`` [tokens] is 0.
+
+        The mask is the one that the text connectors return (their registers take the place of padding and are read);
+        the tokenizer's would drop those registers.
+        """
         kept = mask.bool()
         return cls(text, video[kept], audio[kept])
 

@@ -1,21 +1,23 @@
 """The engine: one backbone, one pool, many streams; each step makes the next chunk of every stream it is given."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from uuid import uuid4
 
 import torch
 
 from cache.books import CacheConfig
 from cache.drift import ChannelStatistics, Correction
 from cache.manager import CacheManager
-from cache.plan import Directive, PromptChange
+from cache.plan import Directive, Plan, PromptChange
 from cache.policies.base import Policy
 from cache.pool import Pool
 from cache.spec import TYPES, AttentionType, Modality
 from cache.state import dump, load
 from cache.tiers import HostTier, Latents, RestoreTier
-from errors import BudgetError, ConfigError, StreamClosed, StreamError
+from errors import BudgetError, ConfigError, LongtakeError, StreamClosed, StreamError, StreamFailed
 from kernels.ops import ops
 from models.backbone import Backbone
 from models.prompt import Prompt, hashed_prompt
@@ -52,7 +54,8 @@ class EngineConfig:
 class Chunk:
     """One published chunk: clean latents as tokens [tokens, channels], float32. Never written after publication.
 
-    ``start`` and ``seconds`` are exact media times; ``drift`` is the score against the scene's reference.
+    ``start`` and ``seconds`` are exact times of the chunk's slot; a causal decoder makes fewer frames of the very first
+    latent frame, so what it shows runs ahead of the slot by a constant. ``drift``: score against the scene's reference.
     """
 
     index: int
@@ -102,7 +105,6 @@ class Engine:
         self.executor = Executor(backbone, self.pool, self.ops, self.tier, self.config.schedule.context_sigma)
         self._encode_prompt = encode_prompt or self._hash_prompt
         self.sessions: dict[str, Session] = {}
-        self._opened = 0
 
     # -- streams come and go
 
@@ -132,13 +134,14 @@ class Engine:
         manager = load(plain, name, self.specs, self.policy, self.config.cache, self.tier)
         self.tier.fork(session.id, name)
         child = Session(name, session.seed if seed is None else seed, manager, lease, dict(session.prompts))
-        child.retained = dict(session.retained)
+        child.retained, child.prompt_of = dict(session.retained), dict(session.prompt_of)
         child.subject_tokens, child.origins = dict(session.subject_tokens), dict(session.origins)
         return self.adopt(child)
 
     def close(self, session: Session) -> None:
         """End a stream: its pages, records and latents are released."""
-        self.require(session)
+        if session.failure is None:
+            self.require(session)
         self.pool.close(session.lease)
         self.tier.close(session.id)
         del self.sessions[session.id]
@@ -163,8 +166,12 @@ class Engine:
         plan = session.manager.direct(directive)
         if isinstance(directive, PromptChange):
             for encoding in plan.encode:
-                session.retained[encoding.chunk] = replace(session.retained[encoding.chunk], prompt=directive.prompt)
-        self.executor.carry_out(session, plan)
+                chunk = encoding.chunk
+                session.retained[chunk] = replace(session.retained[chunk], prompt=directive.prompt)
+                session.prompt_of[chunk] = directive.prompt
+                # What the store has of it was encoded under the old prompt.
+                self.tier.forget(session.id, chunk)
+        self._carry_out(session, plan)
         session.forget_prompts()
 
     def harvest(self, session: Session, chunk: int, masks: Mapping[Modality, torch.Tensor], score: float) -> bool:
@@ -173,15 +180,20 @@ class Engine:
         Returns whether it was taken: only a better score replaces the present anchor.
         """
         self.require(session)
+        if not masks or set(masks) - set(Modality):
+            raise StreamError(f"masks are for {sorted(masks)}; expected video, audio or both")
         chosen: dict[AttentionType, torch.Tensor] = {}
-        for modality, mask in masks.items():
+        for modality, mask in ((Modality(m), mask) for m, mask in masks.items()):
             expected = self.backbone.geometry.tokens(modality)
             if mask.shape != (expected,) or not bool(mask.any()):
                 raise StreamError(
                     f"{modality} mask has shape {tuple(mask.shape)} and {int(mask.sum())} chosen tokens; "
                     f"expected ({expected},) with one or more chosen"
                 )
-            chosen.update({t: mask.nonzero()[:, 0] for t in TYPES if t.keyed_by is modality})
+            granted = [t for t in TYPES if t.keyed_by is modality and self.policy.budgets[t].subject_anchor]
+            if not granted:
+                raise StreamError(f"{modality}: subject_anchor budget is 0; grant 1 to keep a subject anchor")
+            chosen.update(dict.fromkeys(granted, mask.nonzero()[:, 0]))
         sources = {t: session.manager.ledgers[t].entries.get(chunk) for t in chosen}
         plan = session.manager.set_subject(chunk, {t: len(tokens) for t, tokens in chosen.items()}, score)
         if plan is None:
@@ -191,7 +203,7 @@ class Engine:
             assert source is not None
             self.executor.write_subject(session, t, session.page(t, source.place), tokens)
         session.subject_tokens.update(chosen)
-        self.executor.carry_out(session, plan)
+        self._carry_out(session, plan)
         return True
 
     # -- chunks
@@ -218,9 +230,18 @@ class Engine:
             raise
         for session in sessions:
             chunk, latents, shares = made[session.id]
-            session.retained[chunk.index] = latents
-            self.executor.carry_out(session, session.manager.commit(chunk.index, shares))
+            session.retained[chunk.index], session.prompt_of[chunk.index] = latents, latents.prompt
+            # The chunk is published and committed; if its plan fails, that stream says so at its next call.
+            with suppress(StreamFailed):
+                self._carry_out(session, session.manager.commit(chunk.index, shares))
         return [made[session.id][0] for session in sessions]
+
+    def _carry_out(self, session: Session, plan: Plan) -> None:
+        try:
+            self.executor.carry_out(session, plan)
+        except (LongtakeError, RuntimeError, OSError, MemoryError) as error:
+            session.failure = error
+            self.require(session)
 
     def _groups(self, sessions: Sequence[Session]) -> list[tuple[list[Session], Schedule]]:
         """Sessions that share a schedule, and so a batch."""
@@ -275,10 +296,16 @@ class Engine:
         """Raise ``StreamClosed`` unless ``session`` is open in this engine."""
         if self.sessions.get(session.id) is not session:
             raise StreamClosed(f"{session.id} is closed; open a stream or resume one from its snapshot")
+        if session.failure is not None:
+            raise StreamFailed(
+                f"the plan after chunk {session.manager.next_chunk - 1} of {session.id} could not be carried out: "
+                f"{session.failure!r}; close the stream and resume it from its last snapshot"
+            ) from session.failure
 
-    def _name(self) -> str:
-        self._opened += 1
-        return f"stream-{self._opened}"
+    @staticmethod
+    def _name() -> str:
+        # Unique beyond this engine: several may share a restore store.
+        return f"stream-{uuid4().hex[:12]}"
 
     def _hash_prompt(self, text: str) -> Prompt:
         return hashed_prompt(

@@ -1,6 +1,6 @@
 """Carries out the plans of the cache manager on the pool and the restore store, and encodes chunks from latents."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -49,13 +49,12 @@ class Executor:
                 self._move(session, t, move)
         if plan.encode_subject:
             self._encode_subject(session)
-        pending = {encoding.chunk for encoding in plan.encode}
         for encoding in plan.encode:
-            self._encode_planned(session, encoding, pending)
-            pending.discard(encoding.chunk)
+            self._encode_planned(session, encoding)
         for chunk in plan.forget:
             self.tier.forget(session.id, chunk)
             session.retained.pop(chunk, None)
+            session.prompt_of.pop(chunk, None)
 
     # -- between pool and store
 
@@ -74,9 +73,14 @@ class Executor:
 
     def _retire_latents(self, session: Session, plan: Plan) -> None:
         """Latents of chunks that are no longer kept go to the store, where they are the source of truth."""
-        kept = {*session.manager.kept(), *session.manager.subject_chunks(), *plan.forget}
-        for chunk in [c for c in session.retained if c not in kept]:
-            self.tier.keep_latents(session.id, chunk, session.retained.pop(chunk))
+        kept, subjects = session.manager.kept(), session.manager.subject_chunks()
+        for chunk in [c for c in session.retained if c not in kept and c not in plan.forget]:
+            if not self.tier.holds(session.id, chunk).latents:
+                latents = session.retained[chunk]
+                copy = replace(latents, video=latents.video.cpu(), audio=latents.audio.cpu())
+                self.tier.keep_latents(session.id, chunk, copy)
+            if chunk not in subjects:
+                del session.retained[chunk]
 
     def _fetch(self, session: Session, plan: Plan) -> tuple[dict[tuple[AttentionType, int], KeyValues], dict[int, str]]:
         """Keys, values and latents of all that the plan brings back, and the chunks that the store lost, with why."""
@@ -96,11 +100,12 @@ class Executor:
     def _restore(self, session: Session, restoration: Restoration, payload: KeyValues) -> None:
         page = self.pool.claim(session.lease, restoration.type, restoration.place)
         self.ops.unpack(self.pool.storage[restoration.type], page, payload.tensor.to(self.pool.device))
-        session.origins[restoration.type, restoration.chunk] = Origin(payload.tensor[:, 0], payload.slot)
+        session.origins[restoration.type, restoration.chunk] = Origin(payload.tensor[:, 0].clone(), payload.slot)
         self._rotate(restoration.type, page, payload.slot, restoration.slot)
 
     def _give_up(self, session: Session, chunk: int, reason: str) -> None:
-        session.retained.pop(chunk, None)
+        if chunk not in session.manager.subject_chunks():
+            session.retained.pop(chunk, None)
         for eviction in session.manager.give_up(chunk, reason):
             session.origins.pop((eviction.type, chunk), None)
             if eviction.place in session.lease.tables[eviction.type]:
@@ -111,6 +116,8 @@ class Executor:
     def _move(self, session: Session, type: AttentionType, move: Move) -> None:
         """Rotate from the keys as they were first written: rounding adds up, and small rotations are rounded away."""
         ledger = session.manager.ledgers[type]
+        if move.chunk is not None and move.chunk not in ledger.entries:
+            return  # given up a moment ago
         place = 0 if move.chunk is None else ledger.entries[move.chunk].place
         page = self.pool.exclusive(session.lease, type, place)
         keys = self.pool.storage[type][:, 0, page]
@@ -134,30 +141,29 @@ class Executor:
         latents: Latents,
         slot: int,
         places: dict[AttentionType, int],
-        blind: set[int],
     ) -> None:
         """The clean pass over ``latents`` at ``slot``: writes ``places``, sees what stands before ``slot``.
 
-        ``blind``: chunks that must not be seen because their own keys are still to be encoded.
+        Encoding in media order, a chunk never sees one whose keys are still to be encoded.
         """
         rows = Rows(
             pool=self.pool,
             ops=self.ops,
             angles=self.backbone.angles([slot], [chunk == 0]),
-            reads={t: [self._reads(session, t, slot, place, blind)] for t, place in places.items()},
+            reads={t: [self._reads(session, t, slot, place)] for t, place in places.items()},
             writes={t: [session.page(t, place)] for t, place in places.items()},
             prompts=[session.prompts.get(latents.prompt, session.prompt)],
         )
         video, audio = (x[None].to(self.pool.device, self.backbone.dtype) for x in (latents.video, latents.audio))
         self.backbone.forward(rows, video, audio, self.context_sigma)
 
-    def _reads(self, session: Session, type: AttentionType, slot: int, own: int, blind: set[int]) -> BlockTable:
+    def _reads(self, session: Session, type: AttentionType, slot: int, own: int) -> BlockTable:
         ledger = session.manager.ledgers[type]
-        before = [e.place for c, e in ledger.entries.items() if e.slot < slot and c not in blind]
+        before = [e.place for e in ledger.entries.values() if e.slot < slot]
         see_subject = ledger.subject is not None and ledger.subject.slot < slot
         return session.block_table(type, [*sorted(before), own], see_subject)
 
-    def _encode_planned(self, session: Session, encoding: Encoding, pending: set[int]) -> None:
+    def _encode_planned(self, session: Session, encoding: Encoding) -> None:
         """Encode one chunk into the places of ``encoding.types``; other types get a page that is thrown away."""
         chunk, manager = encoding.chunk, session.manager
         if chunk not in manager.positions.slots:
@@ -176,7 +182,7 @@ class Executor:
             places[t] = place
             if (t, place) not in scratch:
                 session.origins.pop((t, chunk), None)
-        self.encode(session, chunk, latents, manager.positions.slots[chunk], places, pending)
+        self.encode(session, chunk, latents, manager.positions.slots[chunk], places)
         for t, place in scratch:
             self.pool.release(session.lease, t, place)
 
@@ -189,7 +195,7 @@ class Executor:
             self.pool.claim(session.lease, t, place)
         for chunk in manager.subject_chunks():
             slot = next(s.slot for s in subjects.values() if s.chunk == chunk)
-            self.encode(session, chunk, session.retained[chunk], slot, places, blind=set(manager.kept()))
+            self.encode(session, chunk, session.retained[chunk], slot, places)
             for t in (t for t, s in subjects.items() if s.chunk == chunk):
                 self.write_subject(session, t, session.page(t, places[t]), session.subject_tokens[t])
         for t, place in places.items():

@@ -30,6 +30,8 @@ class Session:
         retained: clean latents of the chunks that are kept (a few hundred kB each); evicted ones go to the store.
         origins: unrounded source of every key that was ever moved, by type and chunk (``None``: the subject anchor);
             at most the memory of the keep-set, half of its bytes, never on the device.
+        prompt_of: key of the prompt that each chunk is encoded under, for all that is kept or stored.
+        failure: what kept a plan from being carried out; the stream is over but for its ``close``.
         subject_tokens: token indices of the subject anchor in its source chunk, by attention type.
     """
 
@@ -41,6 +43,8 @@ class Session:
     retained: dict[int, Latents] = field(default_factory=dict)
     subject_tokens: dict[AttentionType, torch.Tensor] = field(default_factory=dict)
     origins: dict[tuple[AttentionType, int | None], Origin] = field(default_factory=dict)
+    prompt_of: dict[int, str] = field(default_factory=dict)
+    failure: Exception | None = None
 
     @property
     def prompt(self) -> Prompt:
@@ -81,7 +85,6 @@ class Session:
             raise IntegrityError(f"latents of {sorted(self.retained)} retained; expected {sorted(needed)}")
 
     def forget_prompts(self) -> None:
-        """Drop prompts that no scene and no retained chunk refers to."""
-        used = {scene.prompt for scene in self.manager.scenes.scenes.values()}
-        used |= {latents.prompt for latents in self.retained.values()}
+        """Drop prompts that no scene and no kept or stored chunk refers to."""
+        used = {scene.prompt for scene in self.manager.scenes.scenes.values()} | set(self.prompt_of.values())
         self.prompts = {key: prompt for key, prompt in self.prompts.items() if key in used}

@@ -9,7 +9,7 @@ from cache.keep_set import Role
 from cache.spec import TYPES, AttentionType
 from cache.state import dump
 from cache.tiers import KeyValues, Latents
-from errors import SnapshotCorrupt, SnapshotMismatch
+from errors import IntegrityError, SnapshotCorrupt, SnapshotMismatch
 from models.prompt import Prompt
 from streams.engine import Engine
 from streams.session import Origin, Session
@@ -38,6 +38,7 @@ def save(engine: Engine, session: Session) -> bytes:
         "pages": pages,
         "prompts": [[p.text, _plain(p.video), _plain(p.audio)] for p in session.prompts.values()],
         "retained": {chunk: _plain_latents(latents) for chunk, latents in session.retained.items()},
+        "prompt_of": session.prompt_of,
         "subject_tokens": {t.value: tokens.tolist() for t, tokens in session.subject_tokens.items()},
         "origins": [[t.value, chunk, o.slot, _plain(o.keys)] for (t, chunk), o in session.origins.items()],
         "records": {chunk: _record(engine, session.id, chunk) for chunk in sorted(manager.books.stored)},
@@ -63,19 +64,26 @@ def resume(engine: Engine, data: bytes) -> Session:
         pages = [(t, place, _tensor(plain)) for t in TYPES for place, plain in payload["pages"][t.value]]
         records = [(chunk, *_parse_record(plain)) for chunk, plain in payload["records"].items()]
         origins = {(AttentionType(t), chunk): Origin(_tensor(k), slot) for t, chunk, slot, k in payload["origins"]}
-        seed = int(payload["seed"])
+        seed, prompt_of = int(payload["seed"]), dict(payload["prompt_of"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise SnapshotCorrupt(f"the snapshot is sealed but does not hold what a stream needs: {error!r}") from error
-    lease = engine.pool.open(engine.places)
-    for t, place, packed in pages:
-        engine.ops.unpack(engine.pool.storage[t], engine.pool.claim(lease, t, place), packed.to(engine.pool.device))
+    session = Session(manager.session, seed, manager, engine.pool.open(engine.places), {p.key: p for p in prompts})
+    session.retained, session.subject_tokens, session.origins, session.prompt_of = retained, tokens, origins, prompt_of
+    engine.adopt(session)
+    try:
+        for t, place, packed in pages:
+            page = engine.pool.claim(session.lease, t, place)
+            engine.ops.unpack(engine.pool.storage[t], page, packed.to(engine.pool.device))
+        session.check_pages()
+    except (KeyError, ValueError, IntegrityError) as error:
+        engine.close(session)
+        raise SnapshotCorrupt(f"the pages in the snapshot are not those in its books: {error}") from error
     for chunk, latents, key_values in records:
         if latents is not None:
-            engine.tier.keep_latents(manager.session, chunk, latents)
+            engine.tier.keep_latents(session.id, chunk, latents)
         for t, payload_of_type in key_values.items():
-            engine.tier.offload(manager.session, chunk, t, payload_of_type)
-    session = Session(manager.session, seed, manager, lease, {p.key: p for p in prompts}, retained, tokens, origins)
-    return engine.adopt(session)
+            engine.tier.offload(session.id, chunk, t, payload_of_type)
+    return session
 
 
 def _check_identity(engine: Engine, payload: Plain) -> None:
@@ -98,6 +106,7 @@ def _cache_identity(engine: Engine) -> dict[str, str]:
         "positions": repr(config.cache.positions),
         "scenes": repr(config.cache.scenes),
         "drift": repr(config.cache.drift),
+        "mass_decay": repr(config.cache.mass_decay),
         "schedule": repr((config.schedule, config.first_schedule)),
         "dtype": str(engine.backbone.dtype),
     }

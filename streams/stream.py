@@ -12,6 +12,7 @@ stream = Stream.resume(engine, saved)
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from typing import Literal
 
 import torch
@@ -47,15 +48,14 @@ class Stream:
         """Generate, publish and commit one chunk."""
         return self.engine.step([self.session])[0]
 
-    def take(self, count: int) -> list[Chunk]:
-        """The next ``count`` chunks."""
-        return list(self.chunks(count))
+    def take(self, chunks: int) -> list[Chunk]:
+        """The next ``chunks`` chunks."""
+        return list(self.chunks(chunks))
 
-    def chunks(self, count: int | None = None) -> Iterator[Chunk]:
-        """Chunks one by one, ``count`` of them or without end."""
-        while count is None or count > 0:
+    def chunks(self, limit: int | None = None) -> Iterator[Chunk]:
+        """Chunks one by one, ``limit`` of them or without end."""
+        for _ in count() if limit is None else range(limit):
             yield self.next()
-            count = None if count is None else count - 1
 
     def cut(self, scene: str, prompt: str | Prompt, keep_subject: bool = True) -> None:
         """Enter a new scene with the next chunk."""
@@ -74,7 +74,8 @@ class Stream:
         """
         embedded = self.engine.prompt(prompt)
         if mode == "cut":
-            self.cut(f"scene-{self.session.manager.next_chunk}", embedded)
+            names = (f"scene-{i}" for i in count(self.session.manager.next_chunk))
+            self.cut(next(name for name in names if name not in self.scenes), embedded)
         elif mode in ("keep", "recache"):
             self.engine.direct(self.session, PromptChange(embedded.key, mode), embedded)
         else:
@@ -83,6 +84,11 @@ class Stream:
     def harvest(self, chunk: int, masks: Mapping[Modality, torch.Tensor], score: float) -> bool:
         """Make the subject anchor of the tokens of a kept chunk that ``masks`` choose; returns whether it was taken."""
         return self.engine.harvest(self.session, chunk, masks, score)
+
+    @property
+    def wants_subject(self) -> bool:
+        """Whether the repair ladder asks for a fresh subject anchor, which ``harvest`` then takes at any score."""
+        return self.session.manager.wants_subject
 
     def fork(self, seed: int | None = None) -> "Stream":
         """A second take with the same past, sharing memory until the two diverge."""

@@ -46,7 +46,7 @@ def angles_as_float32(transformer: Any) -> None:
 
 
 @torch.no_grad()
-def call(transformer: Any, prompt: Prompt, x: Pair, timesteps: Pair, sigma: float, coords: Pair, cross: bool) -> Pair:
+def call(transformer: Any, prompt: Prompt, x: Pair, timesteps: Pair, sigma: float, coords: Pair) -> Pair:
     """The library's forward with text, per-token timesteps [tokens] and coordinates, for one row."""
     scale = transformer.config.timestep_scale_multiplier
     level = torch.tensor([sigma * scale])
@@ -60,7 +60,6 @@ def call(transformer: Any, prompt: Prompt, x: Pair, timesteps: Pair, sigma: floa
         sigma=level,
         video_coords=coords[0][None],
         audio_coords=coords[1][None],
-        use_cross_timestep=cross,
         return_dict=False,
     )
 
@@ -86,7 +85,6 @@ class Masked:
         noisy: Sequence[Pair],
         sigma: float,
         sees: Callable[[AttentionType, int, int], bool],
-        cross: bool,
     ) -> list[Pair]:
         """Velocities [1, tokens, channels] of every clean chunk, then of every noisy one (they see clean ones only)."""
         chunks, n = [*clean, *noisy], len(clean)
@@ -107,7 +105,7 @@ class Masked:
         for m in Modality:
             timesteps.append(torch.tensor(levels).repeat_interleave(self.geometry.tokens(m)))
             coords.append(torch.cat([coordinates(self.geometry, m, i, i == 0) for i in index], dim=1))
-        video, audio = call(self.transformer, prompt, x, tuple(timesteps), sigma, tuple(coords), cross)
+        video, audio = call(self.transformer, prompt, x, tuple(timesteps), sigma, tuple(coords))
         split = zip(
             video.split(self.geometry.video_tokens, dim=1), audio.split(self.geometry.audio_tokens, dim=1), strict=True
         )
@@ -120,7 +118,6 @@ class Replay:
 
     transformer: Any
     geometry: ChunkGeometry
-    cross: bool
     history: dict[tuple[AttentionType, int, int], Pair] = field(default_factory=dict)
     visible: Visible = field(default_factory=dict)
     store_as: int | None = None
@@ -139,7 +136,7 @@ class Replay:
         self.visible, self.store_as, self.mass = visible, store_as, {}
         timesteps = tuple(torch.full((self.geometry.tokens(m),), sigma) for m in Modality)
         coords = tuple(coordinates(self.geometry, m, slot, lead) for m in Modality)
-        return call(self.transformer, prompt, x, timesteps, sigma, coords, self.cross)
+        return call(self.transformer, prompt, x, timesteps, sigma, coords)
 
     def key_angles(self, t: AttentionType, slot: int, lead: bool) -> Pair:
         """The library's cosines and sines for the keys of a chunk at ``slot``."""

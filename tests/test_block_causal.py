@@ -36,9 +36,9 @@ def test_a_stream_with_nothing_evicted_equals_one_block_causal_pass(family: str,
     whole = Budgets.uniform(RoleBudget(subject_anchor=0, scene_sink=0, scene_anchor=0, restored=0, recent=16))
     made = engine(model, SlidingWindow(whole))
     poison(made)
-    # From LTX-2.3 on one noise level modulates a whole pass, so its noisy copies have to be clean too; streams with
-    # real noise levels are compared chunk by chunk in test_replay.
-    sigma = 0.0 if model.text_depends_on_sigma or model.cross_timestep else SIGMA
+    # LTX-2.3's prompt adaln takes one noise level for a whole pass, so its noisy copies have to be clean too; streams
+    # with real noise levels are compared chunk by chunk in test_replay.
+    sigma = 0.0 if model.text_depends_on_sigma else SIGMA
     starts, length = (0, 3, 5), 14
     clean = [latents(model, 3, seed=i) for i in range(length)]
     noisy = [latents(model, 3, seed=100 + i) for i in range(length)]
@@ -54,7 +54,7 @@ def test_a_stream_with_nothing_evicted_equals_one_block_causal_pass(family: str,
     for row, start in enumerate(starts):
         own = [[tuple(x[row : row + 1] for x in pair) for pair in pairs[start:]] for pairs in (clean, noisy)]
         oracle = Masked(unmodified(family), model.geometry)
-        expected = oracle.run(sessions[row].prompt, *own, sigma, lambda t, i, j: True, model.cross_timestep)
+        expected = oracle.run(sessions[row].prompt, *own, sigma, lambda t, i, j: True)
         n = length - start
         for i in range(n):
             for k in range(2):
@@ -81,7 +81,7 @@ def test_an_evicting_stream_equals_dense_history_masked_by_time_of_eviction(poli
         poison(made)
     assert len(seen[-1][AttentionType.VIDEO_SELF]) < len(seen[-1][AttentionType.AUDIO_SELF]) < length - 1
     oracle = Masked(unmodified("ltx-2.0"), model.geometry)
-    expected = oracle.run(session.prompt, clean, noisy, SIGMA, lambda t, i, j: j in seen[i][t], model.cross_timestep)
+    expected = oracle.run(session.prompt, clean, noisy, SIGMA, lambda t, i, j: j in seen[i][t])
     for i in range(length):
         for k in range(2):
             assert worst(got[i][1][k], expected[i][k]) <= TOLERANCE, (i, k, "clean")
@@ -94,7 +94,7 @@ def test_the_oracle_notices_a_single_wrong_mask_entry() -> None:
     clean = [latents(model, 1, seed=i) for i in range(4)]
     oracle = Masked(unmodified("ltx-2.0"), model.geometry)
     prompt = engine(model).prompt("a prompt")
-    every = oracle.run(prompt, clean, [], 0.0, lambda t, i, j: True, False)
+    every = oracle.run(prompt, clean, [], 0.0, lambda t, i, j: True)
     for t in AttentionType:
-        fewer = oracle.run(prompt, clean, [], 0.0, lambda u, i, j, t=t: (u, i, j) != (t, 3, 1), False)
+        fewer = oracle.run(prompt, clean, [], 0.0, lambda u, i, j, t=t: (u, i, j) != (t, 3, 1))
         assert max(worst(a, b) for a, b in zip(every[3], fewer[3], strict=True)) > 20 * TOLERANCE, t

@@ -212,7 +212,7 @@ class Tensors(RuleBasedStateMachine):
     def track(self, stream: Stream, history: dict) -> None:
         transformer = random_transformer(seed=1, **{**FAMILIES["ltx-2.0-split"], **TINY})
         sharpen(transformer, 4.0)
-        self.replays[id(stream)] = Replay(transformer.eval(), self.model.geometry, False, dict(history))
+        self.replays[id(stream)] = Replay(transformer.eval(), self.model.geometry, dict(history))
         self.streams.append(stream)
 
     @rule(data=st.data(), count=st.integers(1, 6))

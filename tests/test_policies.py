@@ -93,8 +93,26 @@ def test_policies_split_the_same_number_of_memory_slots(policy: type) -> None:
 
 def test_heavy_hitters_are_ranked_by_mass_per_exposure_not_by_age() -> None:
     policy = HeavyHitter.of(Budgets.uniform(RoleBudget(0, 0, 2, 0, 2)))
-    seen = View(9, [1, 2, 3, 8, 9], manager(HeavyHitter).scenes.current, 0, {}, {1: 0.5, 2: 2.0, 3: 1.0}, 0, 1.0)
+    seen = View(
+        9,
+        dict.fromkeys([1, 2, 3, 8, 9], 4),
+        manager(HeavyHitter).scenes.current,
+        0,
+        {},
+        {1: 0.5, 2: 2.0, 3: 1.0},
+        0,
+        1.0,
+    )
     assert policy.rank(seen)["scene_anchor"] == [2, 3, 1]
+
+
+def test_heavy_hitters_are_kept_by_video_too_where_audio_reaches_farther() -> None:
+    budgets = Budgets(*(RoleBudget(0, 0, 3, 0, recent) for recent in (2, 6, 6, 2)))
+    made = engine(policy=HeavyHitter(budgets), cache=CacheConfig())
+    stream = Stream.open(made, "a ball", seed=1)
+    stream.take(30)
+    made.check_integrity()
+    assert [len(held["scene_anchor"]) for held in stream.keep_set().values()] == [3, 3, 3, 3]
 
 
 def test_heavy_hitters_equal_those_of_dense_accumulated_attention() -> None:
@@ -110,7 +128,7 @@ def test_heavy_hitters_equal_those_of_dense_accumulated_attention() -> None:
     stream = Stream.open(made, "a ball", seed=2)
     transformer = random_transformer(seed=1, **FAMILIES[family])
     sharpen(transformer, factor)
-    replay = Replay(transformer.eval(), model.geometry, model.cross_timestep)
+    replay = Replay(transformer.eval(), model.geometry)
     totals: dict[int, float] = {}
     exposures: dict[int, float] = {}
     agreed, heavy = 0, set()

@@ -36,7 +36,7 @@ SCENES = SceneConfig(anchor_every=3, sink_chunks=2)
 def replay_of(model: Backbone, family: str, factor: float) -> Replay:
     transformer = random_transformer(seed=1, **FAMILIES[family])
     sharpen(transformer, factor)
-    return Replay(transformer.eval(), model.geometry, model.cross_timestep)
+    return Replay(transformer.eval(), model.geometry)
 
 
 class Checked:

@@ -1,6 +1,6 @@
 """The interface of a cache policy: rank chunks by role, purely, once per commit for all layers and types."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, Self
 
@@ -16,7 +16,7 @@ class View:
 
     Args:
         newest: index of the newest committed chunk, -1 before the first.
-        held: chunks held by any attention type.
+        held: chunks held by any attention type, and by how many.
         scene: the scene on air.
         recent_across_cut: recent chunks of the scene before that may stay visible.
         drift: drift score of the held chunks.
@@ -26,7 +26,7 @@ class View:
     """
 
     newest: int
-    held: Collection[int]
+    held: Mapping[int, int]
     scene: Scene
     recent_across_cut: int
     drift: Mapping[int, float]

@@ -25,10 +25,11 @@ class HeavyHitter:
 
     def rank(self, view: View) -> Ranking:
         ranking = empty_ranking()
-        recent = last_chunks(view.newest, self.budgets.widest(Role.RECENT))
-        ranking[Role.RECENT] = recent
-        older = [c for c in view.held if c not in recent]
-        ranking[Role.SCENE_ANCHOR] = sorted(older, key=lambda c: (-view.mass.get(c, 0.0), c))
+        ranking[Role.RECENT] = last_chunks(view.newest, self.budgets.widest(Role.RECENT))
+        # A type with a shorter window may still choose what others hold as recent; what all types hold comes first, or
+        # chunks that only audio has left would take the ranks that video can use.
+        older = [c for c in view.held if c <= view.newest - self.budgets.narrowest(Role.RECENT)]
+        ranking[Role.SCENE_ANCHOR] = sorted(older, key=lambda c: (-view.held[c], -view.mass.get(c, 0.0), c))
         return ranking
 
     def remembered(self, scenes: SceneBook) -> set[int]:
