@@ -103,13 +103,18 @@ class Books:
     def weigh(self, mass: Mapping[AttentionType, Mapping[int, float]]) -> None:
         """Add one commit's shares of attention; a share counts in units of an even split over what was visible."""
         decay = self.config.mass_decay
-        lifts: dict[int, list[float]] = {}
+        sums: dict[int, float] = {}
+        seen_by: dict[int, int] = {}
         for shares in mass.values():
+            visible = len(shares)
             for chunk, share in shares.items():
-                lifts.setdefault(chunk, []).append(share * len(shares))
-        for chunk, values in lifts.items():
-            entry = self.mass.setdefault(chunk, Mass())
-            entry.total = decay * entry.total + sum(values) / len(values)
+                sums[chunk] = sums.get(chunk, 0.0) + share * visible
+                seen_by[chunk] = seen_by.get(chunk, 0) + 1
+        for chunk, lift in sums.items():
+            entry = self.mass.get(chunk)
+            if entry is None:
+                entry = self.mass[chunk] = Mass()
+            entry.total = decay * entry.total + lift / seen_by[chunk]
             entry.exposure = decay * entry.exposure + 1.0
 
     def statistics(self, rung: Rung) -> CacheStatistics:
