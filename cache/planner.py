@@ -90,8 +90,6 @@ def _admit(
     """
     found: dict[int, list[AttentionType]] = {}
     latents_only: set[int] = set()
-    # Latents of these are with the session; the store need not have them.
-    retained = {*books.kept(), *books.subject_chunks()}
     for t in AUDIO_FIRST:
         entries = books.ledgers[t].entries
         missing = [c for c, r in wanted[t].items() if r in MEMORY_ROLES and c not in entries and c in remembered]
@@ -101,7 +99,7 @@ def _admit(
             held = holdings.holds(books.session, chunk)
             whole = t in held.types and books.config.positions.move == "relocate"
             heard = t.keyed_by is Modality.AUDIO or all(chunk in books.ledgers[a].entries for a in AUDIO)
-            if not heard or not (whole or held.latents or chunk in retained):
+            if not heard or not (whole or held.latents or _retained(books, chunk)):
                 books.lost.add((t, chunk))
                 books.log.add(books.next_chunk, "not restored", "the store has lost it", chunk, t)
                 continue
@@ -113,6 +111,11 @@ def _admit(
             books.log.add(books.next_chunk, "restore", f"{wanted[t][chunk]}, {how}", chunk, t)
     arrivals = [(t, c) for c, types in found.items() if c not in latents_only for t in types]
     return arrivals, {c: types for c, types in found.items() if c in latents_only}
+
+
+def _retained(books: Books, chunk: int) -> bool:
+    """Whether the latents of ``chunk`` are with the session, so that the store need not have them."""
+    return chunk in books.subject_chunks() or any(chunk in ledger.entries for ledger in books.ledgers.values())
 
 
 def _settle(books: Books, arriving: set[tuple[AttentionType, int]]) -> dict[AttentionType, tuple[Move, ...]]:
