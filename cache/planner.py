@@ -114,8 +114,11 @@ def _admit(
 
 
 def _retained(books: Books, chunk: int) -> bool:
-    """Whether the latents of ``chunk`` are with the session, so that the store need not have them."""
-    return chunk in books.subject_chunks() or any(chunk in ledger.entries for ledger in books.ledgers.values())
+    """Whether the session has the latents of ``chunk``: it was kept until this plan, or the subject comes from it.
+
+    Ledgers may not be asked here, as they know arrivals already, whose latents nobody need have.
+    """
+    return chunk in books.positions.slots or chunk in books.subject_chunks()
 
 
 def _settle(books: Books, arriving: set[tuple[AttentionType, int]]) -> dict[AttentionType, tuple[Move, ...]]:

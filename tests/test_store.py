@@ -73,6 +73,26 @@ def test_the_sink_comes_back_although_the_subject_was_harvested_from_it(move: st
     assert stream.keep_set()["video_self"]["subject_anchor"] == [0]
 
 
+def test_keys_without_latents_in_the_store_are_given_up_once() -> None:
+    """Audio comes back with keys, video would have to be encoded, and nobody has the latents."""
+    made = engine()
+    stream = Stream.open(made, "a ball", seed=2)
+    stream.take(10)
+    stream.cut("kitchen", "a kitchen")
+    stream.take(8)
+    record = made.tier._records[stream.session.id, 0]
+    for t in (AttentionType.VIDEO_SELF, AttentionType.VIDEO_TO_AUDIO):
+        made.tier._release(record.key_values.pop(t))
+    made.tier._release(record.latents)
+    record.latents = None
+    stream.return_to("opening")
+    stream.take(5)
+    made.check_integrity()
+    told = [d for d in stream.decisions if d.chunk == 0 and d.action in ("not restored", "give up")]
+    assert {d.type for d in told if d.action == "not restored"} == {KIND, AttentionType.VIDEO_TO_AUDIO}
+    assert len(told) == 3
+
+
 def test_rebuild_encodes_the_subject_anchor_at_its_slot_instead_of_rotating_it() -> None:
     """After the harvest and at every epoch the anchor equals its source encoded alone at the reserved slot."""
     made = engine(positions=PositionConfig(14, "pinned", "rebuild"))
