@@ -139,10 +139,6 @@ class PositionMap:
         slots = [*self.slots.values(), *([] if self.subject is None else [self.subject])]
         return self.next_slot - min(slots, default=self.next_slot)
 
-    def distance(self, chunk: int) -> int:
-        """How many chunk slots ``chunk`` lies before the chunk in progress."""
-        return self.next_slot - self.slots[chunk]
-
     def check_integrity(self) -> None:
         """Slots are unique, ordered by media time, before the current chunk and within the trained distance."""
         ordered = [self.slots[chunk] for chunk in sorted(self.slots)]

@@ -5,7 +5,7 @@ import torch
 
 def pack(storage: torch.Tensor, page: int) -> torch.Tensor:
     """A contiguous copy [layers, 2, tokens, W] of page ``page`` of ``storage`` [layers, 2, pages, tokens, W]."""
-    return storage[:, :, page].contiguous()
+    return storage[:, :, page].clone(memory_format=torch.contiguous_format)
 
 
 def unpack(storage: torch.Tensor, page: int, packed: torch.Tensor) -> None:

@@ -224,7 +224,7 @@ class Engine:
                     self.pool.claim(session.lease, t, session.staged(t))
             for group, schedule in self._groups(sessions):
                 made.update(zip((s.id for s in group), self._make(group, schedule), strict=True))
-        except BaseException:
+        except BaseException:  # Ctrl-C too: whatever broke the chunk off, its staged pages and drift go back
             for session in begun:
                 self._abort(session)
             raise

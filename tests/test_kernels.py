@@ -86,6 +86,8 @@ def test_a_packed_chunk_unpacks_bit_equal_and_wrong_shapes_are_refused() -> None
     storage = torch.randn(2, 2, 5, 3, 8).to(torch.bfloat16)
     packed = pack(storage, 3)
     assert packed.is_contiguous()
+    alone = torch.randn(2, 2, 1, 3, 8)  # a page that is contiguous already is copied all the same
+    assert pack(alone, 0).data_ptr() != alone.data_ptr()
     other = torch.zeros_like(storage)
     unpack(other, 1, packed)
     assert torch.equal(other[:, :, 1], storage[:, :, 3])

@@ -171,7 +171,7 @@ def test_following_memory_keeps_a_constant_distance() -> None:
         position_map.advance(chunk)
         recent = range(max(0, chunk - 2), chunk + 1)
         position_map.place(sorted({0, *recent}), recent[0], has_subject=False)
-        assert position_map.distance(0) == min(chunk + 1, 4)
+        assert position_map.reach == min(chunk + 1, 4)
 
 
 def test_rebuild_restarts_from_slot_zero_and_never_passes_the_end_of_a_table() -> None:
