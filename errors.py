@@ -2,9 +2,11 @@
 
 LongtakeError
 ├── ConfigError            a setting is wrong; nothing was started
+│   ├── ScriptError        a script that cannot be played
 │   ├── GeometryError      the chunk does not divide into whole frames, latents or patches
 │   └── BudgetError        a budget cannot hold what must always be kept
 ├── CheckpointError        the weights are not of a family that can be served
+├── MediaError             frames, sound or a file that cannot be encoded, written or read
 ├── SnapshotError          bytes that cannot be resumed
 │   ├── SnapshotCorrupt    damaged, truncated, or no snapshot at all
 │   └── SnapshotMismatch   whole, but of another model, version or cache configuration
@@ -35,6 +37,12 @@ class ConfigError(LongtakeError):
     code = "config"
 
 
+class ScriptError(ConfigError):
+    """A script that cannot be played; the message names the scene, what it says and what was expected."""
+
+    code = "script"
+
+
 class GeometryError(ConfigError):
     """The chunk does not divide into whole latent frames, audio latents or patches."""
 
@@ -51,6 +59,12 @@ class CheckpointError(LongtakeError):
     """The weights are missing, damaged or of another family."""
 
     code = "checkpoint"
+
+
+class MediaError(LongtakeError):
+    """Frames, sound or a file that cannot be encoded, written or read; what was written before still plays."""
+
+    code = "media"
 
 
 class SnapshotError(LongtakeError):

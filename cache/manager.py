@@ -239,6 +239,12 @@ class CacheManager:
         return evictions
 
     @property
+    def begins_scene(self) -> bool:
+        """Whether the next chunk is the first that its scene ever had."""
+        scene = self.books.scenes.current
+        return scene.visits == 1 and scene.entered_at == self.books.next_chunk
+
+    @property
     def in_progress(self) -> bool:
         """Whether a chunk is between ``begin`` and ``commit`` or ``abort``."""
         return self._open is not None

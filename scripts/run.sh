@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Streams a take. Sets everything up first; arguments are those of `longtake stream`.
+# Generates a film. Sets everything up first; arguments are those of `longtake generate`.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 if [ "$#" -eq 0 ]; then
-    set -- "a red ball bouncing in a blue room" --chunks 60 --out take --overwrite
+    set -- --script "$longtake_root/examples/three-scenes.yaml" --out take.mp4 --report take --overwrite
 fi
-exec longtake stream "$@"
+exec longtake generate "$@"

@@ -34,7 +34,8 @@ class EngineConfig:
     Args:
         sessions: streams that fit the pool at once; opening one more raises ``PoolExhausted``.
         host_bytes: bound of the in-process restore store, for all streams together.
-        first_schedule: denoising schedule of a stream's first chunk, which has no history; by default as the others.
+        first_schedule: denoising schedule of a scene's first chunk, which has no history of its own; by default as the
+            others.
         impl: implementation of the tensor operations.
     """
 
@@ -103,6 +104,7 @@ class Engine:
         self.ops = ops(self.config.impl)
         self.tier = HostTier(self.config.host_bytes) if tier is None else tier
         self.executor = Executor(backbone, self.pool, self.ops, self.tier, self.config.schedule.context_sigma)
+        self.understands = encode_prompt is not None
         self._encode_prompt = encode_prompt or self._hash_prompt
         self.sessions: dict[str, Session] = {}
 
@@ -248,8 +250,8 @@ class Engine:
         config = self.config
         if config.first_schedule is None:
             return [(list(sessions), config.schedule)] if sessions else []
-        first = [s for s in sessions if s.manager.next_chunk == 0]
-        later = [s for s in sessions if s.manager.next_chunk > 0]
+        first = [s for s in sessions if s.manager.begins_scene]
+        later = [s for s in sessions if not s.manager.begins_scene]
         return [
             (group, schedule) for group, schedule in ((first, config.first_schedule), (later, config.schedule)) if group
         ]

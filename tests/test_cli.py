@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 import cli
 from cache.spec import AttentionType
+from cli import stream as stream_command
 from errors import LongtakeError
 from settings import Settings, build_engine, load, read_script
 from streams.engine import Chunk
@@ -27,6 +28,7 @@ from streams.stream import Stream
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
+    "LONGTAKE_MODEL__SOURCE": "random",
     "LONGTAKE_GEOMETRY__HEIGHT": "32",
     "LONGTAKE_GEOMETRY__WIDTH": "32",
     "LONGTAKE_ENGINE__SCHEDULE__SIGMAS": "[1.0, 0.5]",
@@ -59,7 +61,7 @@ def test_a_take_holds_the_published_latents_and_says_what_made_them(tmp_path: Pa
     tensors, about = read(tmp_path / "take" / "take-00000.safetensors")
     expected = small_stream("a ball", 7)
     made = expected.take(2)
-    expected.cut("kitchen", cli.KITCHEN)
+    expected.cut("kitchen", stream_command.KITCHEN)
     made += expected.take(2)
     expected.return_to("opening")
     made += expected.take(2)
@@ -70,7 +72,7 @@ def test_a_take_holds_the_published_latents_and_says_what_made_them(tmp_path: Pa
     assert json.loads(about["geometry"])["frames"] == Settings().geometry.frames
     assert json.loads(about["prompts"]) == [
         [0, "opening", "a ball"],
-        [2, "kitchen", cli.KITCHEN],
+        [2, "kitchen", stream_command.KITCHEN],
         [4, "opening", "a ball"],
     ]
     assert [d["action"] for d in decisions(tmp_path / "take")] == [d.action for d in expected.decisions]
@@ -95,7 +97,7 @@ def test_a_script_is_played_at_its_chunks(tmp_path: Path) -> None:
 
 
 def test_a_long_take_is_cut_into_shards_and_only_one_is_held(tmp_path: Path) -> None:
-    stream, take = small_stream(), cli.Take(tmp_path, {}, shard_chunks=2)
+    stream, take = small_stream(), stream_command.Take(tmp_path, {}, shard_chunks=2)
     take.open(overwrite=False)
     for chunk in stream.chunks(5):
         take.append(chunk, stream)
@@ -199,7 +201,7 @@ def test_an_error_in_the_middle_ends_with_1_and_keeps_what_was_made(tmp_path: Pa
 
 
 def test_a_disk_that_fails_is_an_error_of_ours(tmp_path: Path) -> None:
-    stream, take = small_stream(), cli.Take(tmp_path, {})
+    stream, take = small_stream(), stream_command.Take(tmp_path, {})
     take.open(overwrite=False)
     take.append(stream.next(), stream)
     (tmp_path / "take-00000.safetensors.part").mkdir()
@@ -237,7 +239,7 @@ def test_types_that_keep_different_chunks_have_their_own_lines() -> None:
     poor = "{scene_sink: 0, scene_anchor: 0, restored: 0, recent: 1}"
     stream = small_stream(LONGTAKE_BUDGETS__VIDEO_SELF=poor)
     stream.take(3)
-    assert cli.keep_sets(stream) == [
+    assert stream_command.keep_sets(stream) == [
         "video_self: recent 2",
         "audio_self, audio_to_video, video_to_audio: scene sink 0, recent 1 2",
     ]
@@ -247,15 +249,15 @@ def test_the_timeline_shows_each_role_at_its_distance() -> None:
     stream = small_stream(LONGTAKE_POLICY="sink_recent")
     stream.take(20)
     sink_at_20_then_13_recent = "." * 10 + "S" + "." * 6 + "o" * 13 + ">"
-    assert cli.timeline(stream, AttentionType.VIDEO_SELF).plain == sink_at_20_then_13_recent
+    assert stream_command.timeline(stream, AttentionType.VIDEO_SELF).plain == sink_at_20_then_13_recent
 
 
 def test_on_a_terminal_there_is_a_panel() -> None:
     stream = small_stream()
     console = Console(force_terminal=True, file=io.StringIO(), width=100, color_system=None)
-    with cli.panel(console) as show:
+    with stream_command.panel(console) as show:
         for chunk in stream.chunks(2):
-            show(cli.Frame(stream, chunk, 2.0, 4))
+            show(stream_command.Frame(stream, chunk, 2.0, 4))
     last = console.file.getvalue().rsplit("longtake", 1)[1]
     for part in ("chunk 1 of 4", "2.0 chunk/s, 1.28 x real time", "video_to_audio  ....", "R restored", "all types:"):
         assert part in last
@@ -293,7 +295,7 @@ def test_ctrl_c_in_the_middle_leaves_a_valid_take_up_to_there(tmp_path: Path) ->
 
 
 def test_a_second_ctrl_c_breaks_off_and_still_writes_what_was_finished(tmp_path: Path) -> None:
-    stream, take = small_stream(), cli.Take(tmp_path, {})
+    stream, take = small_stream(), stream_command.Take(tmp_path, {})
     take.open(overwrite=False)
     handler = signal.getsignal(signal.SIGINT)
     step = stream.engine.step
@@ -305,7 +307,7 @@ def test_a_second_ctrl_c_breaks_off_and_still_writes_what_was_finished(tmp_path:
         return step(sessions)
 
     stream.engine.step = interrupted  # type: ignore[method-assign]
-    cli._play(stream, {}, 9, take, cli.lines(Console(file=io.StringIO())))
+    stream_command._play(stream, {}, 9, take, stream_command.lines(Console(file=io.StringIO())))
     assert take.chunks == 2
     assert len(read(tmp_path / "take-00000.safetensors")[0]["video"]) == 2
     assert signal.getsignal(signal.SIGINT) is handler
@@ -328,8 +330,8 @@ def test_the_settings_and_the_script_of_the_readme_are_true(tmp_path: Path) -> N
     path = tmp_path / "readme.yaml"
     script, settings = blocks("yaml")
     path.write_text(settings)
-    shown = load(path, {})
+    shown = load(path, {"LONGTAKE_MODEL__SOURCE": "random"})
     defaults = Settings()
-    assert shown == replace(defaults, model=replace(defaults.model, dtype="float32"), threads=2)
+    assert shown == replace(defaults, model=replace(defaults.model, source="random", dtype="float32"), threads=2)
     path.write_text(script)
     assert [cue.do for cue in read_script(path)] == ["cut", "prompt", "return"]

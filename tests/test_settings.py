@@ -9,7 +9,7 @@ import pytest
 from cache.keep_set import Budgets
 from cache.policies import SinkRecent
 from errors import BudgetError, CheckpointError, ConfigError, GeometryError
-from settings import POLICIES, Cue, Settings, build_engine, load, read_script
+from settings import POLICIES, Cue, ModelSettings, Settings, build_engine, load, read_script
 from streams.engine import EngineConfig
 
 Write = Callable[[str], Path]
@@ -25,15 +25,20 @@ def written(tmp_path: Path) -> Write:
     return write
 
 
+RANDOM_WEIGHTS = {"LONGTAKE_MODEL__SOURCE": "random"}
+
+
 def test_without_a_file_and_variables_all_defaults_are_those_of_the_parts() -> None:
-    settings = load(environ={"PATH": "/bin", "LONGTAKES": "2"})
-    assert settings == Settings()
+    settings = load(environ={"PATH": "/bin", "LONGTAKES": "2", **RANDOM_WEIGHTS})
+    assert settings == Settings(model=ModelSettings("random"))
     assert (settings.engine, settings.budgets) == (EngineConfig(), Budgets())
 
 
 def test_the_environment_overrides_the_file_and_the_file_the_defaults(written: Write) -> None:
     path = written("engine: {sessions: 2, host_bytes: 5}\ngeometry: {fps: 24}")
-    settings = load(path, {"LONGTAKE_ENGINE__SESSIONS": "3", "LONGTAKE_ENGINE__CACHE__POSITIONS__SLOTS": "20"})
+    settings = load(
+        path, {**RANDOM_WEIGHTS, "LONGTAKE_ENGINE__SESSIONS": "3", "LONGTAKE_ENGINE__CACHE__POSITIONS__SLOTS": "20"}
+    )
     assert (settings.engine.sessions, settings.engine.host_bytes) == (3, 5)
     assert (settings.geometry.fps, settings.geometry.frames) == (24.0, Settings().geometry.frames)
     assert settings.engine.cache.positions.slots == 20
@@ -50,7 +55,7 @@ def test_a_mapping_is_merged_and_a_list_replaced(written: Write) -> None:
 
 @pytest.mark.parametrize("text", ["", "engine:\n", "engine:\n  cache:\nbudgets:\n"])
 def test_an_empty_section_changes_nothing(written: Write, text: str) -> None:
-    assert load(written(text), {}) == Settings()
+    assert load(written(text), RANDOM_WEIGHTS) == Settings(model=ModelSettings("random"))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +128,7 @@ def test_settings_cannot_be_changed() -> None:
 
 def test_the_engine_is_built_of_every_part(written: Write) -> None:
     text = "policy: sink_recent\nmodel: {dtype: bfloat16}\ngeometry: {height: 32, width: 64}\nengine: {sessions: 2}"
-    engine = build_engine(load(written(text), {"LONGTAKE_THREADS": "1"}))
+    engine = build_engine(load(written(text), {**RANDOM_WEIGHTS, "LONGTAKE_THREADS": "1"}))
     assert isinstance(engine.policy, SinkRecent)
     assert str(engine.backbone.dtype) == "torch.bfloat16"
     assert (engine.backbone.geometry.height, engine.backbone.geometry.width) == (1, 2)
@@ -132,7 +137,8 @@ def test_the_engine_is_built_of_every_part(written: Write) -> None:
 
 def test_random_weights_are_those_of_their_seed() -> None:
     first, again, other = (
-        build_engine(load(environ={"LONGTAKE_MODEL__SEED": seed})).backbone.fingerprint for seed in "112"
+        build_engine(load(environ={**RANDOM_WEIGHTS, "LONGTAKE_MODEL__SEED": seed})).backbone.fingerprint
+        for seed in "112"
     )
     assert first == again
     assert first != other

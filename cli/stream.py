@@ -1,16 +1,14 @@
-"""The ``longtake`` command: stream a take to disk, and watch what the cache remembers."""
+"""``longtake stream``: a take as latents on disk, and what the cache remembers while it grows."""
 
 import json
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
-from importlib import metadata
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, NoReturn
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
@@ -25,16 +23,15 @@ from safetensors.torch import save
 from cache.decisions import DecisionLog
 from cache.keep_set import Role
 from cache.spec import TYPES, AttentionType
+from cli.common import app, fail, interruptible, undisturbed
 from errors import ConfigError, LongtakeError
-from settings import RANDOM, Cue, build_engine, load, read_script
+from settings import Cue, build_engine, load, read_script
 from streams.engine import Chunk, Engine
 from streams.stream import Stream
 
 OPENING, LOG, KITCHEN = "opening", "decisions.jsonl", "a quiet kitchen at night, a kettle begins to boil"
 STYLES = ("bold magenta", "bold green", "bold cyan", "bold yellow", "blue")
 MARKS = {role: (mark, style) for role, mark, style in zip(Role, "USARo", STYLES, strict=True)}
-
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 
 class Frame(NamedTuple):
@@ -120,22 +117,13 @@ class Take:
 
 
 @app.command()
-def version() -> None:
-    """Print the version of the installed package."""
-    try:
-        typer.echo(f"longtake {metadata.version('longtake')}")
-    except metadata.PackageNotFoundError:
-        typer.echo("longtake, run from a checkout that is not installed")
-
-
-@app.command()
 def stream(
     prompt: Annotated[str, typer.Argument(help="What to show and hear.")] = "a red ball bouncing in a blue room",
     chunks: Annotated[int, typer.Option(min=1, help="Length of the take.")] = 60,
     out: Annotated[Path, typer.Option(help="Folder for latents and decisions.jsonl.")] = Path("take"),
     seed: Annotated[int, typer.Option(help="Same seed, same take.")] = 0,
     config: Annotated[Path | None, typer.Option(help="Settings, YAML.")] = None,
-    model: Annotated[str | None, typer.Option(help="Hub id, folder or .safetensors; default: random weights.")] = None,
+    model: Annotated[str | None, typer.Option(help="Hub id, folder or .safetensors; default: the shipped one.")] = None,
     script: Annotated[Path | None, typer.Option(help="Cues, YAML; default: a cut and a return.")] = None,
     no_script: Annotated[bool, typer.Option("--no-script", help="One scene only.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the take in --out.")] = False,
@@ -144,21 +132,18 @@ def stream(
     console = Console()
     try:
         cues = _cues(script, no_script, chunks)
-        settings = load(config)
-        if model is not None:
-            settings = replace(settings, model=replace(settings.model, source=model))
-        engine = build_engine(settings)
+        engine = build_engine(load(config, model=model))
         opened = Stream.open(engine, prompt, seed, OPENING)
         take = Take(out, _identity(engine, seed))
         take.open(overwrite)
     except LongtakeError as error:
-        _fail(error, 2)
-    if settings.model.source != RANDOM:
-        typer.echo("note: there is no text encoder yet; prompts are hashed, and the model cannot follow them")
+        fail(error, 2)
+    if not engine.understands:
+        typer.echo("note: this model has no text encoder; prompts are hashed, and it cannot follow them")
     try:
         _play(opened, cues, chunks, take, panel(console) if console.is_terminal else lines(console))
     except LongtakeError as error:
-        _fail(error, 1)
+        fail(error, 1)
     media = f"{take.chunks} of {chunks} chunks, {float(take.chunks * engine.backbone.geometry.seconds):.2f} s of media"
     typer.echo(f"{media}; {take.shards} shards and {take.decisions} decisions in {out}")
     if take.chunks < chunks:
@@ -195,15 +180,9 @@ def _direct(stream: Stream, cue: Cue) -> None:
 
 def _play(stream: Stream, cues: Mapping[int, Cue], chunks: int, take: Take, view: View) -> None:
     """Stream ``chunks`` chunks or up to a Ctrl-C, the second of which does not wait for the chunk in progress."""
-    ticks, pressed = deque([time.monotonic()], maxlen=17), list[int]()
-
-    def note(number: int, _: object) -> None:
-        pressed.append(number)
-        signal.signal(number, before)
-
-    before = signal.signal(signal.SIGINT, note)
+    ticks = deque([time.monotonic()], maxlen=17)
     try:
-        with suppress(KeyboardInterrupt), view as show:
+        with suppress(KeyboardInterrupt), interruptible() as pressed, view as show:
             while take.chunks < chunks and not pressed:
                 if take.chunks in cues:
                     _direct(stream, cues[take.chunks])
@@ -212,11 +191,8 @@ def _play(stream: Stream, cues: Mapping[int, Cue], chunks: int, take: Take, view
                 ticks.append(time.monotonic())
                 show(Frame(stream, chunk, (len(ticks) - 1) / (ticks[-1] - ticks[0]), chunks))
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
+        with undisturbed():
             take.flush()
-        finally:
-            signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
@@ -286,13 +262,3 @@ def _identity(engine: Engine, seed: int) -> dict[str, str]:
     geometry = engine.backbone.geometry
     plain = {"fps": str(geometry.fps), "geometry": json.dumps(asdict(geometry), default=str), "seed": str(seed)}
     return {"format": "longtake-take-1", "model": engine.backbone.fingerprint, **plain}
-
-
-def _fail(error: LongtakeError, code: int) -> NoReturn:
-    message = " ".join(str(error).split())
-    Console(stderr=True).print(Text(f"error [{error.code}]: {message}", style="red"), soft_wrap=True)
-    raise typer.Exit(code)
-
-
-if __name__ == "__main__":
-    app()

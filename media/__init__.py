@@ -1,0 +1,1 @@
+"""Encoding of published chunks for viewers: continuous timestamps, no gap and no click."""

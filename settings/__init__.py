@@ -1,0 +1,19 @@
+"""Every setting in one frozen tree, the only reader of files and environment, and what builds what they describe."""
+
+from settings.build import Studio, build_engine, build_studio
+from settings.reading import load, read_script, read_shots
+from settings.tree import POLICIES, RANDOM, Cue, ModelSettings, Settings
+
+__all__ = [
+    "POLICIES",
+    "RANDOM",
+    "Cue",
+    "ModelSettings",
+    "Settings",
+    "Studio",
+    "build_engine",
+    "build_studio",
+    "load",
+    "read_script",
+    "read_shots",
+]

@@ -1,0 +1,148 @@
+"""The reading of settings and scripts; the only reader of files and environment.
+
+Precedence, lowest first: the parts' defaults, what the model says it was trained for (``longtake.json`` in its folder),
+a YAML file, environment variables, the command line. A variable names its key in capitals
+with two underscores for each dot: ``LONGTAKE_ENGINE__CACHE__POSITIONS__SLOTS=20`` is ``engine.cache.positions.slots``,
+and its value is read as YAML. A mapping is merged key by key, everything else is replaced.
+"""
+
+import difflib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
+from functools import reduce
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError, with_config
+
+from errors import ConfigError, ScriptError
+from settings.tree import RANDOM, STRICT, TRAINED_FOR, Cue, ModelSettings, Settings
+from streams.director import Script, Shot
+
+PREFIX = "LONGTAKE_"
+T = TypeVar("T")
+
+
+_SETTINGS, _SCRIPT = TypeAdapter(Settings), TypeAdapter(list[Cue], config=STRICT)
+_SHOTS = TypeAdapter(with_config(STRICT)(Script))
+
+
+def load(path: Path | None = None, environ: Mapping[str, str] = os.environ, model: str | None = None) -> Settings:
+    """The settings of the YAML file ``path``, of ``environ`` and of the command line's ``model``.
+
+    Raises:
+        ConfigError: naming key, value and what was expected.
+    """
+    defaults: Any = asdict(Settings())
+    known = list(_keys(defaults))
+    layers: list[Any] = []
+    if path is not None:
+        layers.append(_yaml(path, str(path)))
+        if not isinstance(layers[0], dict | None):
+            raise ConfigError(f"{path} holds a {type(layers[0]).__name__}; expected a mapping")
+    variables = sorted(name for name in environ if name.startswith(PREFIX))
+    for name in variables:
+        value = _yaml(environ[name], name)
+        for key in reversed(name.removeprefix(PREFIX).lower().split("__")):
+            value = {key: value}
+        layers.append(value)
+    if model is not None:
+        layers.append({"model": {"source": model}})
+    chosen = reduce(_overlay, layers, defaults)
+    plain = reduce(_overlay, layers, _overlay(defaults, _trained_for(chosen)))
+    return _validated(_SETTINGS, plain, "settings" if path is None else str(path), known, variables)
+
+
+def _trained_for(plain: Any) -> Any:
+    """What the chosen model says that it was trained for, if it is a folder that says so."""
+    model = plain["model"]
+    source = model.get("source") if isinstance(model, dict) else None
+    if not isinstance(source, str) or source == RANDOM:
+        return {}
+    file = Path(ModelSettings(source).path) / TRAINED_FOR
+    return _yaml(file, str(file)) if file.is_file() else {}
+
+
+def read_script(path: Path) -> list[Cue]:
+    """The cues of a YAML script: a list of mappings with the fields of ``Cue``."""
+    return _validated(_SCRIPT, _yaml(path, str(path)), str(path), [f.name for f in fields(Cue)])
+
+
+def read_shots(path: Path) -> Script:
+    """The script of a YAML file: ``scenes``, a list of mappings with the fields of ``Shot`` (``return-to``, hyphened).
+
+    Raises:
+        ScriptError: it is no script, or one that cannot be played.
+    """
+    try:
+        plain = _yaml(path, str(path))
+        if not isinstance(plain, dict):
+            raise ScriptError(f"{path} holds a {type(plain).__name__}; expected a mapping with a list of scenes")
+        scenes = plain.get("scenes")
+        if isinstance(scenes, list):
+            hyphened = [{k.replace("-", "_"): v for k, v in s.items()} if isinstance(s, dict) else s for s in scenes]
+            plain = {**plain, "scenes": hyphened}
+        names = ["scenes", *(f"scenes.{f.name.replace('_', '-')}" for f in fields(Shot))]
+        return _validated(_SHOTS, plain, str(path), names)
+    except ScriptError:
+        raise
+    except ConfigError as error:
+        raise ScriptError(str(error)) from error
+
+
+def _yaml(source: str | Path, origin: str) -> Any:
+    try:
+        return yaml.safe_load(source if isinstance(source, str) else source.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{origin} cannot be read as YAML: {error}") from error
+
+
+def _overlay(base: Any, over: Any) -> Any:
+    """``over`` on ``base``; a section that is named but empty leaves the base as it is."""
+    if not isinstance(base, dict) or not isinstance(over, dict | None):
+        return over
+    return {**base, **{key: _overlay(base.get(key), value) for key, value in (over or {}).items()}}
+
+
+def _validated(adapter: TypeAdapter[T], plain: Any, origin: str, known: list[str], variables: Sequence[str] = ()) -> T:
+    try:
+        # By way of JSON, where a list is a tuple but neither a string nor a truth value is a number.
+        return adapter.validate_json(json.dumps(plain, default=str))
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        raise ConfigError("; ".join(_explained(e, origin, known, variables) for e in found)) from None
+    except ConfigError as error:
+        raise type(error)(f"{origin}: {error}") from None
+
+
+def _explained(error: Any, origin: str, known: Sequence[str], variables: Sequence[str]) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    name = next((v for v in variables if f"{v}__".startswith(f"{PREFIX}{key}.".replace(".", "__").upper())), origin)
+    where = f"{key} ({name})" if key else name
+    if error["type"] == "missing":
+        return f"{where} is missing"
+    if error["type"] == "unexpected_keyword_argument":
+        near = _nearest(key, known) or [k for k in known if "." not in k]
+        return f"{where} is {error['input']!r} but there is no such key; expected {' or '.join(near)}"
+    expected = error["msg"].removeprefix("Input should be ").replace("an object", "a mapping")
+    return f"{where} is {error['input']!r}; expected {expected}"
+
+
+def _nearest(key: str, known: Sequence[str]) -> list[str]:
+    """At most three known keys whose last word is like that of ``key``; whole keys decide between equals."""
+
+    def likeness(candidate: str) -> tuple[float, ...]:
+        pairs = ((candidate.rpartition(".")[2], key.rpartition(".")[2]), (candidate, key))
+        return tuple(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+
+    return [k for k in sorted(known, key=likeness, reverse=True) if likeness(k)[0] >= 0.8][:3]
+
+
+def _keys(plain: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in plain.items():
+        yield prefix + name
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{name}.")

@@ -1,0 +1,113 @@
+"""The settings: one frozen tree made of the parts' own configurations. A default lives in the part that it is of."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ConfigDict, with_config
+
+import models
+from cache.keep_set import Budgets
+from cache.policies import ALL, Policy
+from errors import ConfigError, GeometryError
+from streams.engine import EngineConfig
+
+RANDOM, TOY, TRAINED_FOR = "random", "toy", "longtake.json"
+POLICIES: dict[str, type[Policy]] = {re.sub(r"(?<!^)(?=[A-Z])", "_", p.__name__).lower(): p for p in ALL}
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which weights, and where they run.
+
+    Args:
+        source: ``toy`` (the model that ships), ``random`` (weights drawn from ``seed``), a hub id, a model folder or a
+            ``.safetensors`` file.
+        config: for a single file, the folder or hub id with the transformer's ``config.json``.
+        dtype: by default that of the random weights (float32) or of the loader.
+    """
+
+    source: str = TOY
+    config: str | None = None
+    seed: int = 0
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    device: str = "cpu"
+
+    @property
+    def path(self) -> str:
+        """Where the weights are: ``source``, or the folder of the model that ships."""
+        return str(Path(models.__file__).parent / TOY) if self.source == TOY else self.source
+
+
+@dataclass(frozen=True)
+class GeometrySettings:
+    """A chunk as a person sees it: latent frames, *pixels*, frames per second of the decoded video."""
+
+    frames: int = 2
+    height: int = 64
+    width: int = 96
+    fps: float = 25.0
+
+    def __post_init__(self) -> None:
+        if self.fps < 1:
+            raise GeometryError(f"geometry.fps is {self.fps}; expected at least 1 frame per second")
+
+
+@dataclass(frozen=True)
+class SegmenterSettings:
+    """Who looks after the subject of a scene.
+
+    Args:
+        kind: ``toy`` (shipped with the toy model), ``sam3`` or ``clipseg`` (open vocabulary), or ``none``.
+        source: hub id or folder of its weights; for ``toy`` by default ``segmenter/`` in the model's folder.
+        every, threshold, coverage: see ``SubjectKeeper``.
+    """
+
+    kind: Literal["none", "toy", "sam3", "clipseg"] = "none"
+    source: str = ""
+    every: int = 8
+    threshold: float = 0.5
+    coverage: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.kind in ("sam3", "clipseg") and not self.source:
+            raise ConfigError(f"segmenter.source is empty; expected the hub id or folder of a {self.kind} checkpoint")
+
+
+@with_config(STRICT)
+@dataclass(frozen=True)
+class Settings:
+    """All of it. ``threads``: CPU threads of torch, by default torch's own choice."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    geometry: GeometrySettings = field(default_factory=GeometrySettings)
+    policy: str = "scene_memory"
+    budgets: Budgets = field(default_factory=Budgets)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    segmenter: SegmenterSettings = field(default_factory=SegmenterSettings)
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.policy not in POLICIES:
+            raise ConfigError(f"policy is {self.policy!r}; expected one of {', '.join(POLICIES)}")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"threads is {self.threads}; expected at least 1")
+
+
+@dataclass(frozen=True)
+class Cue:
+    """A direction before chunk ``at``: ``cut`` to a new scene, ``return`` to a known one, or change the ``prompt``."""
+
+    at: int
+    do: Literal["cut", "return", "prompt"]
+    scene: str = ""
+    prompt: str = ""
+    mode: Literal["keep", "recache"] = "keep"
+
+    def __post_init__(self) -> None:
+        needs = {"cut": ("scene", "prompt"), "return": ("scene",), "prompt": ("prompt",)}[self.do]
+        for name in ("scene", "prompt"):
+            if bool(getattr(self, name).strip()) != (name in needs):
+                raise ConfigError(f"the {self.do} at {self.at}: {name} is {getattr(self, name)!r}; needed: {needs}")
