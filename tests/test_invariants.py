@@ -293,10 +293,15 @@ class Tensors(RuleBasedStateMachine):
 
     def try_return(self, stream: Stream, name: str) -> None:
         """Chunks that come back as latents are encoded anew; their keys are no longer those of the replay."""
-        chunks = stream.session.manager.scenes.scenes[name].memory
-        held = [self.engine.tier.holds(stream.session.id, c) for c in chunks]
-        if not any(h.latents and len(h.types) < 4 for h in held):
-            stream.return_to(name)
+        session = stream.session
+        for chunk in session.manager.scenes.scenes[name].memory:
+            held = self.engine.tier.holds(session.id, chunk)
+            missing = {t for t in TYPES if chunk not in session.manager.ledgers[t].entries} - set(held.types)
+            if missing and (
+                held.latents or chunk in session.retained
+            ):  # retained: of a subject that outlived its chunk
+                return
+        stream.return_to(name)
 
     @rule(data=st.data())
     def harvest(self, data: st.DataObject) -> None:

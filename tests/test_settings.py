@@ -157,7 +157,7 @@ def test_random_weights_are_those_of_their_seed() -> None:
 )
 def test_an_engine_that_cannot_be_built_says_why(variables: dict[str, str], error: type[Exception], word: str) -> None:
     with pytest.raises(error, match=word):
-        build_engine(load(environ=variables))
+        build_engine(load(environ={**RANDOM_WEIGHTS, **variables}))
 
 
 def test_a_script_is_read_cue_by_cue(written: Write) -> None:

@@ -1,6 +1,6 @@
 """The toy segmenter's training and evaluation: described subjects, softened frames, and descriptions that are wrong.
 
-python -m training.segmenter --steps 800 --out models/toy/segmenter
+python -m training.segmenter --steps 1800 --out models/toy/segmenter
 """
 
 import random
@@ -217,7 +217,7 @@ def train(steps: int, out: Path, work: Path, seed: int = 0, batch: int = 8) -> E
 
 def main(
     out: Annotated[Path, typer.Option(help="folder for config.json and model.safetensors")],
-    steps: Annotated[int, typer.Option(min=1)] = 800,
+    steps: Annotated[int, typer.Option(min=1)] = 1800,
     batch: Annotated[int, typer.Option(min=1)] = 8,
     work: Annotated[Path, typer.Option(help="folder for checkpoints and the log")] = Path("build/segmenter"),
     seed: int = 0,

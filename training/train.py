@@ -24,13 +24,14 @@ from training.backbone import SHIFT, ClipLoss, toy_transformer
 from training.clips import ACROSS_CUT, RECENT, Clips, make_frames, make_sounds
 from training.codecs import FrameLoss, SoundLoss, frame_autoencoder, normed_weights, plain_weights, sound_codec
 from training.loop import FitConfig, fit
+from training.segmenter import train as train_segmenter
 from training.world import CHUNK_FRAMES, FPS, SIDE
 
 FRAMES = FitConfig(1200, learning_rate=1e-3, matrix_rate=0.02, average=0.99)
 # Four times slower than for frames: at 0.02 it diverged after 300 steps.
 SOUND = FitConfig(1800, learning_rate=5e-4, matrix_rate=0.005, average=0.99)
 BACKBONE = FitConfig(1400, learning_rate=1e-3, matrix_rate=0.015, average=0.995)
-SHARD = 100
+SHARD, SEGMENTER_STEPS = 100, 1800
 KEEP_SET = {"scene_sink": 1, "scene_anchor": 2, "restored": 2, "recent": RECENT}
 # What the checkpoint was trained for; laid over the defaults of the settings.
 TRAINED_FOR = {
@@ -123,7 +124,9 @@ def ship(work: Path, out: Path, transformer_from: str) -> None:
 def main(
     out: Annotated[Path, typer.Option(help="Where the model goes.")] = Path("models/toy"),
     work: Annotated[Path, typer.Option(help="Where checkpoints and clips go.")] = Path("runs"),
-    only: Annotated[str, typer.Option(help="frames, sound, clips, transformer, refine, ship; default: all.")] = "",
+    only: Annotated[
+        str, typer.Option(help="One part; default: all.")
+    ] = "",
     seed: int = 0,
     scenes: int = 1200,
     steps: Annotated[int, typer.Option(help="Steps of the transformer.")] = BACKBONE.steps,
@@ -143,6 +146,7 @@ def main(
         "transformer": lambda: transformer(work, seed, steps, batch, device),
         "refine": lambda: transformer(work, seed + 1, refine, batch, device, work / "transformer", "refined"),
         "ship": lambda: ship(work, out, last),
+        "segmenter": lambda: typer.echo(train_segmenter(SEGMENTER_STEPS, out / "segmenter", work, seed)),
     }
     if only and only not in stages:
         raise typer.BadParameter(f"{only!r} is no part; expected one of {', '.join(stages)}")
