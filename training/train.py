@@ -124,9 +124,7 @@ def ship(work: Path, out: Path, transformer_from: str) -> None:
 def main(
     out: Annotated[Path, typer.Option(help="Where the model goes.")] = Path("models/toy"),
     work: Annotated[Path, typer.Option(help="Where checkpoints and clips go.")] = Path("runs"),
-    only: Annotated[
-        str, typer.Option(help="One part; default: all.")
-    ] = "",
+    only: Annotated[str, typer.Option(help="One part; default: all.")] = "",
     seed: int = 0,
     scenes: int = 1200,
     steps: Annotated[int, typer.Option(help="Steps of the transformer.")] = BACKBONE.steps,
