@@ -39,7 +39,7 @@ class Film:
         """Write what is shown, and record it."""
         self.writer.write(shown.media.frames, shown.media.samples)
         chunk = shown.chunk
-        if chunk is None:
+        if chunk is None:  # what decoders had held back
             return
         self.chunks += 1
         self.ticks.append(time.monotonic())
@@ -141,7 +141,8 @@ def _film(production: Production, file: OutputFile, console: Console, report: Pa
         with suppress(KeyboardInterrupt), interruptible() as pressed, _progress(production, console) as show:
             for shown in production:
                 film.take(shown)
-                show(film)
+                if shown.chunk is not None:
+                    show(film)
                 if pressed:
                     production.stop()
     finally:

@@ -15,7 +15,7 @@ from models.segmenter import ClipSegSegmenter, Sam3Segmenter, Segmenter
 from models.shapes import ChunkGeometry
 from models.text_encoder import Encoder, SentenceEncoder
 from models.toy_segmenter import ToySegmenter
-from settings.tree import POLICIES, RANDOM, ModelSettings, SegmenterSettings, Settings
+from settings.tree import POLICIES, RANDOM, TOY, ModelSettings, SegmenterSettings, Settings
 from streams.engine import Engine
 from streams.subject import SubjectKeeper
 
@@ -47,20 +47,25 @@ def build_studio(settings: Settings) -> Studio:
     """
     if settings.model.source == RANDOM:
         raise ConfigError("model.source is 'random', which nothing can decode; expected a model with its decoders")
-    engine = build_engine(settings)
+    encoder = _encoder(settings.model)
+    engine = _engine(settings, encoder)
     backbone = engine.backbone
-    codecs = load_codecs(settings.model.path, backbone.config, backbone.geometry, settings.model.device)
-    return Studio(engine, codecs, _segmenter(settings), settings.segmenter)
+    codecs = load_codecs(settings.model.path, backbone.config, backbone.geometry, settings.model.device, backbone.dtype)
+    return Studio(engine, codecs, _segmenter(settings, encoder), settings.segmenter)
 
 
 def build_engine(settings: Settings) -> Engine:
     """The engine of these settings, weights loaded; sets torch's threads if asked to."""
+    return _engine(settings, _encoder(settings.model))
+
+
+def _engine(settings: Settings, encoder: Encoder | None) -> Engine:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     transformer, chunk = _transformer(settings.model), settings.geometry
     geometry = ChunkGeometry.of_model(transformer.config, chunk.frames, chunk.height, chunk.width, chunk.fps)
     policy = POLICIES[settings.policy].of(settings.budgets)
-    return Engine(Backbone(transformer, geometry), policy, settings.engine, _encoder(settings.model))
+    return Engine(Backbone(transformer, geometry), policy, settings.engine, encoder)
 
 
 def _transformer(model: ModelSettings) -> Any:
@@ -93,11 +98,13 @@ def _encoder(model: ModelSettings) -> Encoder | None:
     return GemmaEncoder.load(model.path, model.device)
 
 
-def _segmenter(settings: Settings) -> Segmenter | None:
+def _segmenter(settings: Settings, encoder: Encoder | None) -> Segmenter | None:
+    """``encoder``: the model's own; the toy segmenter reads the same embeddings, and need not load them again."""
     chosen = settings.segmenter
     source = chosen.source or str(Path(settings.model.path) / "segmenter")
     if chosen.kind == "toy":
-        return ToySegmenter.load(source, device=settings.model.device)
+        shared = encoder if settings.model.source == TOY else None
+        return ToySegmenter.load(source, shared, settings.model.device)
     if chosen.kind == "sam3":
         return Sam3Segmenter.load(chosen.source, settings.model.device)
     if chosen.kind == "clipseg":

@@ -80,7 +80,7 @@ def test_a_take_is_a_function_of_weights_script_and_seed() -> None:
         (["--script", "{tmp}/binary.yaml"], ("binary.yaml", "YAML")),
         (["--script", "{tmp}/unknown.yaml", "a ball"], ("--script and a prompt",)),
         (["a ball", "--model", "random"], ("random", "decode")),
-        (["a ball", "--model", "{tmp}/nowhere"], ("nowhere", "expected a model folder")),
+        (["a ball", "--model", "{tmp}/nowhere"], ("nowhere", "expected a folder in diffusers")),
     ],
 )
 def test_bad_input_is_refused_before_any_work_and_leaves_nothing(

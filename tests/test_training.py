@@ -52,7 +52,7 @@ def test_a_clip_looks_back_only_at_what_the_cache_would_show(clips: Clips, step:
             own, memory = batch.caption[row, MEMORY + i], [j for j in seen if j < MEMORY]
             assert not memory or own == batch.caption[row, 0]
             recent = [j - MEMORY for j in seen if j >= MEMORY]
-            sinks = [j for j in recent if j < i - RECENT]
+            sinks = [j for j in recent if j < i - max(RECENT)]
             assert len(sinks) <= 1
             assert all(batch.caption[row, MEMORY + j] == own for j in sinks)
         assert not batch.knows[row].triu(1).any()

@@ -20,7 +20,8 @@ from training.codecs import FRAME_FOLD, SOUND_HOP, fold, frames_at
 from training.world import CHUNK_FRAMES, CHUNK_SAMPLES, SIDE, Scene, chunk_times
 
 START_CHUNKS, LATER_CHUNKS = 7, 9
-MEMORY, RUN, RECENT, ACROSS_CUT, SLOTS = 5, 8, 5, 2, 31
+MEMORY, RUN, SLOTS = 5, 8, 31
+RECENT, ACROSS_CUT = (3, 5, 7), (0, 0, 2)  # drawn per clip, so that no one budget of recent chunks is baked in
 CLEAN = MEMORY + RUN - 1
 PATCH, PATCH_T, AUDIO_PATCH_T, MARGIN = 2, 2, 4, 16
 PAST_SAMPLES, TOKEN_SIDE = MARGIN * SOUND_HOP, SIDE // 4
@@ -136,6 +137,7 @@ def draw(clips: Clips, seed: int, step: int, batch: int, world_seed: int) -> Bat
     knows = torch.eye(MEMORY, dtype=torch.bool).repeat(batch, 1, 1)
     for row in range(batch):
         one, other = rng.randrange(count), rng.randrange(count)
+        recent, across = rng.choice(RECENT), rng.choice(ACROSS_CUT)
         members, run = _kind(rng)
         anchored = bool(members) and rng.random() < 0.35
         if anchored:
@@ -151,7 +153,7 @@ def draw(clips: Clips, seed: int, step: int, batch: int, world_seed: int) -> Bat
         captions += [scene_of(world_seed, int(clips.number[n])).caption(rng) for n in (one, other)]
         for i, (which, _) in enumerate(run):
             first = min(j for j, (w, _) in enumerate(run) if w == which and all(v == which for v, _ in run[j : i + 1]))
-            for j in range(max(0, i - RECENT, first - ACROSS_CUT if first else 0), i):
+            for j in range(max(0, i - recent, first - across if first else 0), i):
                 sees[row, i, MEMORY + j] = True
             if run[first][1] == 0 and first < i:  # the scene began in this run: its first chunk is its sink
                 sees[row, i, MEMORY + first] = True

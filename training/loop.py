@@ -90,7 +90,7 @@ def fit(name: str, model: torch.nn.Module, loss: Loss, config: FitConfig, folder
     resumed run is the run that was not interrupted.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint, journal = folder / f"{name}.checkpoint.pt", folder / f"{name}.log.jsonl"
+    checkpoint = folder / f"{name}.checkpoint.pt"
     made = Optimisers(model, config)
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
     start, spent = 0, 0.0
@@ -130,17 +130,25 @@ def fit(name: str, model: torch.nn.Module, loss: Loss, config: FitConfig, folder
                 made.step(rate_at(config, step))
             model.zero_grad(set_to_none=True)
             decay = min(config.average, (step + 1) / (step + 10))
-            for key, tensor in model.state_dict().items():
-                if tensor.is_floating_point():
-                    average[key].lerp_(tensor.detach(), 1 - decay)
+            _follow(average, model, 1 - decay)
             if step % 20 == 0 or step == config.steps - 1:
                 figures = {"loss": float(value.detach()), "norm": float(norm), **figures}
                 bar.update(task, completed=step + 1, figures=" ".join(f"{k} {v:.4g}" for k, v in figures.items()))
-                seconds = spent + time.monotonic() - begun
-                with journal.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"step": step, "seconds": round(seconds, 1), **figures}) + "\n")
+                _note(folder / f"{name}.log.jsonl", step, spent + time.monotonic() - begun, figures)
             if time.monotonic() - saved_at > config.checkpoint_seconds:
                 save(step + 1)
                 saved_at = time.monotonic()
     save(config.steps)
     model.load_state_dict(average)
+
+
+def _follow(average: dict[str, torch.Tensor], model: torch.nn.Module, share: float) -> None:
+    """Move the averaged weights by ``share`` of the way to the present ones."""
+    for key, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            average[key].lerp_(tensor.detach(), share)
+
+
+def _note(journal: Path, step: int, seconds: float, figures: dict[str, float]) -> None:
+    with journal.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": step, "seconds": round(seconds, 1), **figures}) + "\n")

@@ -2,8 +2,8 @@
 
 python -m training.train --out models/toy --work runs
 
-Two CPU cores need about four hours; ``--device cuda`` a fraction. Nothing is downloaded but the text encoder, which is
-a Python package; all data is rendered from the closed form of the toy world.
+Two shared CPU cores took about three hours; ``--device cuda`` was not tried. Nothing is downloaded but the text
+encoder, which is a Python package; all data is rendered from the closed form of the toy world.
 """
 
 import json
@@ -21,7 +21,7 @@ from diffusers import AutoencoderKL, AutoencoderOobleck, LTX2VideoTransformer3DM
 from cache.spec import TYPES
 from models.text_encoder import MINI_LM, SentenceEncoder
 from training.backbone import SHIFT, ClipLoss, toy_transformer
-from training.clips import ACROSS_CUT, RECENT, Clips, make_frames, make_sounds
+from training.clips import Clips, make_frames, make_sounds
 from training.codecs import FrameLoss, SoundLoss, frame_autoencoder, normed_weights, plain_weights, sound_codec
 from training.loop import FitConfig, fit
 from training.segmenter import train as train_segmenter
@@ -32,14 +32,14 @@ FRAMES = FitConfig(1200, learning_rate=1e-3, matrix_rate=0.02, average=0.99)
 SOUND = FitConfig(1800, learning_rate=5e-4, matrix_rate=0.005, average=0.99)
 BACKBONE = FitConfig(1400, learning_rate=1e-3, matrix_rate=0.015, average=0.995)
 SHARD, SEGMENTER_STEPS = 100, 1800
-KEEP_SET = {"scene_sink": 1, "scene_anchor": 2, "restored": 2, "recent": RECENT}
+KEEP_SET = {"scene_sink": 1, "scene_anchor": 2, "restored": 2, "recent": 5}
 # What the checkpoint was trained for; laid over the defaults of the settings.
 TRAINED_FOR = {
     "geometry": {"frames": CHUNK_FRAMES, "height": SIDE, "width": SIDE, "fps": float(FPS)},
     "budgets": {t.value: KEEP_SET for t in TYPES},
     "engine": {
         "first_schedule": {"sigmas": [1 - i / 16 for i in range(16)], "shift": SHIFT},
-        "cache": {"scenes": {"last_chunks": 2, "recent_across_cut": ACROSS_CUT}},
+        "cache": {"scenes": {"last_chunks": 2, "recent_across_cut": 0}},
     },
     "segmenter": {"kind": "toy", "coverage": 0.05},
 }
