@@ -84,13 +84,13 @@ def _load_ledger(ledger: Ledger, plain: Plain) -> None:
 
 def _dump_scene(scene: Scene) -> Plain:
     plain = asdict(scene)
-    plain["reference"] = {m: [r.mean.tobytes(), r.std.tobytes(), r.chunks] for m, r in scene.reference.items()}
+    plain["reference"] = {m: [r.mean.tobytes(), r.std.tobytes(), r.chunks, r.usual] for m, r in scene.reference.items()}
     return plain
 
 
 def _load_scene(plain: Plain) -> Scene:
     reference = {
-        m: Reference(np.frombuffer(mean).copy(), np.frombuffer(std).copy(), chunks)
-        for m, (mean, std, chunks) in plain["reference"].items()
+        m: Reference(np.frombuffer(mean).copy(), np.frombuffer(std).copy(), chunks, usual)
+        for m, (mean, std, chunks, usual) in plain["reference"].items()
     }
     return Scene(**{**plain, "reference": reference})

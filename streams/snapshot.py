@@ -15,7 +15,7 @@ from streams.engine import Engine
 from streams.session import Origin, Session
 from wire import seal, unseal
 
-KIND, VERSION = "snapshot", 1
+KIND, VERSION = "snapshot", 2
 Plain = dict[str, Any]
 
 

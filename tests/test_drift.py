@@ -67,18 +67,28 @@ def test_nothing_is_corrected_while_the_reference_is_learned_or_in_the_chunk_of_
 
 
 def test_the_reference_moves_on_low_drift_only_and_slowly() -> None:
-    made, reference = control(ema_rate=0.1, reference_threshold=0.35)
+    made, reference = control(ema_rate=0.1, reference_threshold=3.0)
     made.judge(reference, seen(0.2))
     assert reference["video"].mean == pytest.approx(0.02)
     made.judge(reference, seen(0.6))
     assert reference["video"].mean == pytest.approx(0.02)
 
 
+def test_drift_is_counted_in_what_is_usual_in_the_scene() -> None:
+    """The same shift means less where the chunks that the reference was learned from differ more."""
+    calm, lively = (Reference.first(seen(0.0)["video"]) for _ in range(2))
+    for i in range(1, 9):
+        calm.learn(seen(0.0)["video"])
+        lively.learn(seen(float(i % 2))["video"])
+    assert calm.score(seen(1.0)["video"]) == pytest.approx(10.0)  # in the least that is assumed, a tenth of a spread
+    assert 0.5 < lively.score(seen(1.0)["video"]) < 1.5
+
+
 def test_the_ladder_climbs_one_rung_at_a_time_and_is_undone_when_drift_falls() -> None:
     made, reference = control(ema_rate=0.0)
     rungs = [made.judge(reference, seen(2.0)) for _ in range(10)]
     assert [v.rung for v in rungs] == [0, 1, 1, 2, 2, 3, 3, 4, 4, 4]
-    assert "drift 2.000: none to stronger_correction" in rungs[1].changed
+    assert "drift 20.000: none to stronger_correction" in rungs[1].changed
     assert rungs[0].corrections["video"].strength == 0.5
     assert rungs[1].corrections["video"].strength == 0.8
     assert [made.judge(reference, seen(0.0)).rung for _ in range(9)] == [4, 3, 3, 2, 2, 1, 1, 0, 0]
@@ -88,7 +98,7 @@ def test_between_the_thresholds_the_ladder_holds() -> None:
     made, reference = control(ema_rate=0.0)
     for _ in range(2):
         made.judge(reference, seen(2.0))
-    assert {made.judge(reference, seen(0.6)).rung for _ in range(10)} == {Rung.STRONGER_CORRECTION}
+    assert {made.judge(reference, seen(0.2)).rung for _ in range(10)} == {Rung.STRONGER_CORRECTION}
 
 
 def test_the_score_of_a_constant_channel_is_finite() -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from cache.books import CacheConfig
+from cache.drift import DriftConfig
 from cache.keep_set import Budgets
 from cache.policies import ALL, SlidingWindow
 from cache.positions import PositionConfig
@@ -14,6 +16,7 @@ from cache.spec import TYPES, Modality
 from errors import PoolExhausted, SnapshotCorrupt, SnapshotMismatch, StreamClosed, TransactionError
 from models.sampler import Schedule
 from streams.engine import Engine
+from streams.snapshot import KIND, VERSION
 from streams.stream import Stream
 from tests.builders import SMALL_KEEP_SET, backbone, engine
 
@@ -55,6 +58,7 @@ sys.path.insert(0, {root!r})
 torch.set_num_threads(1)
 from tests.builders import engine, backbone
 from tests.test_snapshot import go_on
+from streams.snapshot import KIND, VERSION
 from streams.stream import Stream
 stream = Stream.resume(engine(backbone()), open({source!r}, "rb").read())
 torch.save(go_on(stream), {target!r})
@@ -97,7 +101,8 @@ def test_a_fork_with_the_same_seed_is_bit_equal_and_with_another_is_not() -> Non
 
 
 def test_a_fork_shares_pages_until_the_two_diverge_and_shared_bytes_count_once() -> None:
-    made = engine(sessions=2)
+    no_anchors = DriftConfig(reference_threshold=0.0)
+    made = engine(sessions=2, cache=CacheConfig(drift=no_anchors))
     stream = Stream.open(made, "a ball", seed=1)
     stream.take(8)
     alone = sum(made.pool.statistics().held_bytes.values())
@@ -178,13 +183,13 @@ def test_a_snapshot_of_another_format_version_is_refused() -> None:
     from wire import seal, unseal
 
     data = Stream.open(engine(), "a ball").pause()
-    newer = seal("snapshot", 2, unseal(data, "snapshot", 1))
-    with pytest.raises(SnapshotMismatch, match="format version 2; this release reads version 1"):
+    newer = seal(KIND, VERSION + 1, unseal(data, KIND, VERSION))
+    with pytest.raises(SnapshotMismatch, match=f"format version {VERSION + 1}; this release reads version {VERSION}"):
         Stream.resume(engine(), newer)
     with pytest.raises(SnapshotMismatch, match="this is a Longtake receipt; expected a snapshot"):
         Stream.resume(engine(), seal("receipt", 1, {}))
     with pytest.raises(SnapshotCorrupt, match="does not hold what a stream needs"):
-        Stream.resume(engine(), seal("snapshot", 1, {"cache": 3}))
+        Stream.resume(engine(), seal(KIND, VERSION, {"cache": 3}))
 
 
 def test_a_closed_stream_says_so() -> None:
