@@ -116,8 +116,8 @@ class Reference:
         self.std = self.std + rate * (seen.std - self.std)
 
     def score(self, seen: ChannelStatistics) -> float:
-        """Drift: the shift of a chunk, in units of what is usual in this scene."""
-        return self.shift(seen) / max(LEAST_USUAL, self.usual)
+        """Drift: the shift of a chunk, in units of what is usual in this scene; 0 while nothing is known of that."""
+        return self.shift(seen) / max(LEAST_USUAL, self.usual) if self.chunks > 1 else 0.0
 
     def shift(self, seen: ChannelStatistics) -> float:
         """Root mean square over channels of the shift of means in units of σ* and of the log ratio of spreads."""

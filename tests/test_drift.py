@@ -102,7 +102,7 @@ def test_between_the_thresholds_the_ladder_holds() -> None:
 
 
 def test_the_score_of_a_constant_channel_is_finite() -> None:
-    reference = Reference(np.zeros(3), np.zeros(3), 1)
+    reference = Reference(np.zeros(3), np.zeros(3), 2)
     assert np.isfinite(reference.score(ChannelStatistics(np.ones(3), np.zeros(3))))
 
 

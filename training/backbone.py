@@ -68,14 +68,13 @@ class ClipLoss:
         clips: Clips,
         encode: Callable[[str], Prompt],
         seed: int,
-        world_seed: int,
         batch: int,
         resample_from: int,
         context_noise: float = 0.15,
         device: str = "cpu",
     ) -> None:
         self.transformer, self.clips, self.encode = transformer, clips, encode
-        self.seed, self.world_seed, self.batch = seed, world_seed, batch
+        self.seed, self.batch = seed, batch
         self.resample_from, self.context_noise, self.device = resample_from, context_noise, device
         self.geometry = toy_geometry(transformer)
         self.ropes = tables(transformer.config, self.geometry, torch.device(device))
@@ -83,7 +82,7 @@ class ClipLoss:
         self.prompts: dict[str, Prompt] = {}
 
     def __call__(self, step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        batch = draw(self.clips, self.seed, step, self.batch, self.world_seed)
+        batch = draw(self.clips, self.seed, step, self.batch)
         self._look(batch)
         rng = random.Random(f"{self.seed}/noise/{step}")
         generator = torch.Generator().manual_seed(rng.randrange(2**31))

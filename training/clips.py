@@ -66,7 +66,7 @@ def make_frames(model: Any, scenes: range, seed: int, path: Path) -> None:
         runs = [encode_frames(model, scene, *run) for run in runs_of(seed, number)]
         made.append([torch.cat(parts).half() for parts in zip(*runs, strict=True)])
     video, subject = (torch.stack(parts) for parts in zip(*made, strict=True))
-    save_file({"video": video, "subject": subject, "number": torch.tensor(list(scenes))}, str(path))
+    save_file({"video": video, "subject": subject, **_origin(scenes, seed)}, str(path))
 
 
 @torch.inference_mode()
@@ -76,16 +76,22 @@ def make_sounds(model: Any, scenes: range, seed: int, path: Path) -> None:
     for number in track(scenes, description="clips: sounds"):
         scene = scene_of(seed, number)
         made.append(torch.cat([encode_sound(model, scene, *run) for run in runs_of(seed, number)]).half())
-    save_file({"audio": torch.stack(made), "number": torch.tensor(list(scenes))}, str(path))
+    save_file({"audio": torch.stack(made), **_origin(scenes, seed)}, str(path))
+
+
+def _origin(scenes: range, seed: int) -> dict[str, torch.Tensor]:
+    """Which scenes of which world a file holds: captions of another world would teach to overhear captions."""
+    return {"number": torch.tensor(list(scenes)), "seed": torch.full((len(scenes),), seed)}
 
 
 @dataclass
 class Clips:
-    """Encoded chunks [scenes, START_CHUNKS + LATER_CHUNKS, tokens, channels] and the numbers of their scenes."""
+    """Encoded chunks [scenes, START_CHUNKS + LATER_CHUNKS, tokens, channels]; of each scene, seed and number."""
 
     video: torch.Tensor
     audio: torch.Tensor
     subject: torch.Tensor
+    seed: torch.Tensor
     number: torch.Tensor
 
     @classmethod
@@ -95,11 +101,15 @@ class Clips:
             [load_file(str(path)) for path in sorted(folder.glob(f"{kind}-*.safetensors"))]
             for kind in ("frames", "sounds")
         )
-        video, subject, number = (torch.cat([f[name] for f in frames]) for name in ("video", "subject", "number"))
-        heard = torch.cat([f["number"] for f in sounds])
-        if not torch.equal(number, heard):
-            raise ValueError(f"{folder} holds frames of {len(number)} scenes and sounds of {len(heard)} others")
-        return cls(video, torch.cat([f["audio"] for f in sounds]), subject, number)
+        video, subject, *seen = (torch.cat([f[n] for f in frames]) for n in ("video", "subject", "seed", "number"))
+        audio, *heard = (torch.cat([f[name] for f in sounds]) for name in ("audio", "seed", "number"))
+        if not all(map(torch.equal, seen, heard)):
+            raise ValueError(f"{folder} holds frames of {len(video)} scenes and sounds of {len(audio)} others")
+        return cls(video, audio, subject, *seen)
+
+    def scene(self, index: int) -> Scene:
+        """The scene that row ``index`` was encoded from."""
+        return scene_of(int(self.seed[index]), int(self.number[index]))
 
 
 @dataclass
@@ -127,7 +137,7 @@ class Batch:
     caption: torch.Tensor
 
 
-def draw(clips: Clips, seed: int, step: int, batch: int, world_seed: int) -> Batch:
+def draw(clips: Clips, seed: int, step: int, batch: int) -> Batch:
     """The batch of a step; a function of its arguments alone."""
     rng = random.Random(f"{seed}/batch/{step}")
     count = len(clips.number)
@@ -150,7 +160,7 @@ def draw(clips: Clips, seed: int, step: int, batch: int, world_seed: int) -> Bat
         anchor.append(anchored)
         slots.append(_slots(rng, present))
         caption.append([len(captions)] * MEMORY + [len(captions) + w for w, _ in run])
-        captions += [scene_of(world_seed, int(clips.number[n])).caption(rng) for n in (one, other)]
+        captions += [clips.scene(n).caption(rng) for n in (one, other)]
         for i, (which, _) in enumerate(run):
             first = min(j for j, (w, _) in enumerate(run) if w == which and all(v == which for v, _ in run[j : i + 1]))
             for j in range(max(0, i - recent, first - across if first else 0), i):

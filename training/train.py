@@ -94,9 +94,7 @@ def transformer(
     model = toy_transformer() if start is None else LTX2VideoTransformer3DModel.from_pretrained(start).float()
     encode = SentenceEncoder.load(f"package:{MINI_LM}")
     resample_from = int(0.55 * steps) if start is None else 0
-    loss = ClipLoss(
-        model.to(device), Clips.load(work / "clips"), encode, seed, seed, batch, resample_from, 0.15, device
-    )
+    loss = ClipLoss(model.to(device), Clips.load(work / "clips"), encode, seed, batch, resample_from, 0.15, device)
     for block in model.transformer_blocks:
         block.compile(dynamic=False)
     fit(name, model, loss, replace(BACKBONE, steps=steps), work, device)
