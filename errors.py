@@ -15,6 +15,13 @@ LongtakeError
 │   ├── SceneExists        a cut to a name that is taken
 │   ├── StreamFailed       what had to follow a committed chunk could not be done
 │   └── StreamClosed       the stream was closed or paused away
+├── ServiceError           a request that the service cannot answer
+│   ├── UnknownSession     no session of this name, or not of this key
+│   ├── SessionOver        the session has finished, failed or was stopped
+│   ├── NoCapacity         every place is taken; try again after ``retry_after_s``
+│   ├── BadMessage         a message that is malformed, too long, or says what cannot be
+│   ├── NotAllowed         the key is missing or wrong
+│   └── FencedOff          another generator has taken this session over
 └── CacheError             the cache refuses, or found itself inconsistent
     ├── PoolExhausted      no memory slots left for what was asked; nothing was changed
     ├── TransactionError   begin, commit and abort out of order
@@ -113,6 +120,49 @@ class StreamFailed(StreamError):
     """What had to follow a committed chunk could not be done; the stream cannot go on from its memory."""
 
     code = "stream_failed"
+
+
+class ServiceError(LongtakeError):
+    """A request that the service cannot answer."""
+
+    code = "service"
+
+
+class UnknownSession(ServiceError):
+    """There is no session of this name, or it belongs to another key."""
+
+    code = "unknown_session"
+
+
+class SessionOver(ServiceError):
+    """The session has finished, failed or was stopped; it takes no more directions."""
+
+    code = "session_over"
+
+
+class NoCapacity(ServiceError):
+    """Every place is taken; nothing was changed. ``retry_after_s``: when it makes sense to ask again."""
+
+    code = "no_capacity"
+    retry_after_s = 5.0
+
+
+class BadMessage(ServiceError):
+    """A message that is malformed, too long, or says what cannot be; the session is as before."""
+
+    code = "bad_message"
+
+
+class NotAllowed(ServiceError):
+    """The key is missing or wrong."""
+
+    code = "not_allowed"
+
+
+class FencedOff(ServiceError):
+    """Another generator has taken this session over; whoever is told so must stop writing."""
+
+    code = "fenced_off"
 
 
 class CacheError(LongtakeError):

@@ -1,7 +1,8 @@
-"""What crosses processes: msgpack in a sealed envelope that says what it is, in which version, and that it is whole.
+"""What crosses processes: msgpack, as messages between a viewer and the service, or sealed in an envelope.
 
-An envelope is ``magic | kind | version | length | blake2b-128 of the payload | payload``, big-endian. Only plain data
-goes in: numbers, strings, bytes, lists, and maps with string or integer keys.
+A message is a map with ``v``, the version of the protocol, and ``type``. An envelope says what it is, in which version,
+and that it is whole: ``magic | kind | version | length | blake2b-128 of the payload | payload``, big-endian. Only plain
+data goes in: numbers, strings, bytes, lists, and maps with string or integer keys.
 """
 
 import hashlib
@@ -10,8 +11,10 @@ from typing import Any
 
 import msgpack
 
-from errors import SnapshotCorrupt, SnapshotMismatch
+from errors import BadMessage, SnapshotCorrupt, SnapshotMismatch
 
+PROTOCOL = 1
+LONGEST_MESSAGE = 64 * 1024
 MAGIC = b"LONGTAKE"
 _HEADER = struct.Struct(">8s16sHQ16s")
 
@@ -53,3 +56,29 @@ def unseal(data: bytes, kind: str, version: int) -> Any:
 
 def _digest(kind: str, version: int, packed: bytes) -> bytes:
     return hashlib.blake2b(f"{kind}/{version}/".encode() + packed, digest_size=16).digest()
+
+
+def pack_message(message: dict[str, Any]) -> bytes:
+    """A message of the protocol's present version; it must have a ``type``."""
+    packed: bytes = msgpack.packb({"v": PROTOCOL, **message}, use_bin_type=True)
+    return packed
+
+
+def unpack_message(data: bytes, longest: int | None = LONGEST_MESSAGE) -> dict[str, Any]:
+    """The map that ``pack_message`` packed, without its version; ``longest``: bytes that are read at most.
+
+    Raises:
+        BadMessage: too long, no msgpack, no map with a type, or of another version of the protocol.
+    """
+    if longest is not None and len(data) > longest:
+        raise BadMessage(f"the message has {len(data):,} bytes; expected at most {longest:,}")
+    try:
+        message = msgpack.unpackb(data, raw=False)
+    except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException) as error:
+        raise BadMessage(f"the message is no msgpack: {error}") from error
+    if not isinstance(message, dict) or not isinstance(message.get("type"), str):
+        raise BadMessage("the message is no map with a type; see docs/protocol.md")
+    version = message.pop("v", None)
+    if version != PROTOCOL:
+        raise BadMessage(f"the message has protocol version {version!r}; this service speaks {PROTOCOL}")
+    return message

@@ -1,6 +1,6 @@
 """The ``longtake`` command."""
 
-from cli import generate, stream
+from cli import generate, service, stream
 from cli.common import app
 
-__all__ = ["app", "generate", "stream"]
+__all__ = ["app", "generate", "service", "stream"]

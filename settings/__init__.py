@@ -1,6 +1,6 @@
 """Every setting in one frozen tree, the only reader of files and environment, and what builds what they describe."""
 
-from settings.build import Studio, build_engine, build_studio
+from settings.build import Studio, build_engine, build_studio, build_worker
 from settings.reading import load, read_script, read_shots
 from settings.tree import POLICIES, RANDOM, Cue, ModelSettings, Settings
 
@@ -13,6 +13,7 @@ __all__ = [
     "Studio",
     "build_engine",
     "build_studio",
+    "build_worker",
     "load",
     "read_script",
     "read_shots",

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from actors.worker import Vault, Worker
 from errors import ConfigError
 from models.backbone import Backbone, load_transformer, random_transformer
 from models.decoders import Codecs, load_codecs
@@ -52,6 +53,12 @@ def build_studio(settings: Settings) -> Studio:
     backbone = engine.backbone
     codecs = load_codecs(settings.model.path, backbone.config, backbone.geometry, settings.model.device, backbone.dtype)
     return Studio(engine, codecs, _segmenter(settings, encoder), settings.segmenter)
+
+
+def build_worker(settings: Settings, vault: Vault) -> Worker:
+    """What a generator works with; runs in the generator's process."""
+    studio = build_studio(settings)
+    return Worker(studio.engine, studio.codecs, vault, studio.keeper(), settings.service.encoding)
 
 
 def build_engine(settings: Settings) -> Engine:

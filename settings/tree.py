@@ -8,9 +8,12 @@ from typing import Literal
 from pydantic import ConfigDict, with_config
 
 import models
+from actors.limits import Limits
+from actors.pace import Pace
 from cache.keep_set import Budgets
 from cache.policies import ALL, Policy
 from errors import ConfigError, GeometryError
+from media.encoding import Encoding
 from streams.engine import EngineConfig
 
 RANDOM, TOY, TRAINED_FOR = "random", "toy", "longtake.json"
@@ -76,6 +79,33 @@ class SegmenterSettings:
             raise ConfigError(f"segmenter.source is empty; expected the hub id or folder of a {self.kind} checkpoint")
 
 
+@dataclass(frozen=True)
+class ServiceSettings:
+    """How the model is served.
+
+    Args:
+        gateways, generators: replicas of each.
+        cpus, gpus: of one generator, as Ray counts them; a fraction of a GPU is allowed.
+        vault_bytes: host memory for streams that are put away, in the whole cluster.
+        stuck_s: a step that takes longer is taken for stuck, and its generator replaced.
+    """
+
+    gateways: int = 1
+    generators: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+    vault_bytes: int = 4 << 30
+    stuck_s: float = 120.0
+    pace: Pace = field(default_factory=Pace)
+    limits: Limits = field(default_factory=Limits)
+    encoding: Encoding = field(default_factory=lambda: Encoding(audio="opus", key_seconds=2.0))
+
+    def __post_init__(self) -> None:
+        for name in ("gateways", "generators"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"service.{name} is {getattr(self, name)}; expected at least 1")
+
+
 @with_config(STRICT)
 @dataclass(frozen=True)
 class Settings:
@@ -87,6 +117,7 @@ class Settings:
     budgets: Budgets = field(default_factory=Budgets)
     engine: EngineConfig = field(default_factory=EngineConfig)
     segmenter: SegmenterSettings = field(default_factory=SegmenterSettings)
+    service: ServiceSettings = field(default_factory=ServiceSettings)
     threads: int | None = None
 
     def __post_init__(self) -> None:

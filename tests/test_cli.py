@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -294,6 +294,15 @@ def test_ctrl_c_in_the_middle_leaves_a_valid_take_up_to_there(tmp_path: Path) ->
     assert decisions(tmp_path)[0]["action"] == "scene"
 
 
+@pytest.fixture
+def heeds_ctrl_c() -> Iterator[None]:
+    """A shell ignores Ctrl-C for what it runs in the background, tests too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_a_second_ctrl_c_breaks_off_and_still_writes_what_was_finished(tmp_path: Path) -> None:
     stream, take = small_stream(), stream_command.Take(tmp_path, {})
     take.open(overwrite=False)

@@ -8,12 +8,13 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Whoever stands further left may import what stands further right, and its own kind.
 ORDER = [
-    {"serve_app", "cli"},
+    {"cli"},
+    {"serve_app"},
     {"settings"},
     {"actors"},
     {"streams"},
     {"models", "media"},
-    {"cache", "kernels"},
+    {"cache", "kernels", "client", "web"},
     {"wire"},
     {"errors"},
 ]

@@ -1,0 +1,1 @@
+"""The serving system: plain classes that ``serve_app`` wraps as Ray Serve deployments and Ray actors."""

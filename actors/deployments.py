@@ -1,0 +1,183 @@
+"""The plain classes as Ray Serve deployments and Ray actors: how they find each other, and nothing else."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import ray
+from fastapi import FastAPI
+from ray import serve
+from ray.exceptions import RayError
+
+from actors.directory import SessionDirectory
+from actors.gateway import gateway
+from actors.generator import Generator
+from actors.limits import Limits
+from actors.live import State
+from actors.pace import Pace
+from actors.reel import Order
+from actors.vault import HostVault
+from actors.worker import Vault, Worker
+
+NAMESPACE = "longtake"
+DIRECTORY, VAULT = "session-directory", "vault"
+BEAT_S = 1.0
+
+
+Handle = Any  # Ray makes the methods of handles up as they are called
+
+
+def shared(name: str, kind: type, *arguments: Any) -> Handle:
+    """The actor of that name, made if there is none; it outlives whoever made it, and is made anew if it dies."""
+    actor: Any = ray.remote(num_cpus=0, max_restarts=-1)(kind)
+    return actor.options(name=name, namespace=NAMESPACE, get_if_exists=True, lifetime="detached").remote(*arguments)
+
+
+def directory() -> Handle:
+    """The cluster's session directory."""
+    return shared(DIRECTORY, SessionDirectory)
+
+
+class RemoteVault(Vault):
+    """The vault's actor, as the compute thread sees it. Snapshots go as bytes, never as tensors."""
+
+    def __init__(self, handle: Handle) -> None:
+        self.handle = handle
+
+    def put(self, session: str, data: bytes) -> None:
+        ray.get(self.handle.put.remote(session, data))
+
+    def take(self, session: str) -> bytes:
+        return bytes(ray.get(self.handle.take.remote(session)))
+
+    def drop(self, session: str) -> None:
+        self.handle.drop.remote(session)
+
+
+class GeneratorReplica:
+    """One generator as a Serve replica; tells the directory every second what it holds."""
+
+    def __init__(self, build: Callable[[Vault], Worker], vault_bytes: int, stuck_s: float) -> None:
+        self.name: str = serve.get_replica_context().replica_id.unique_id
+        self.directory = directory()
+        vault = RemoteVault(shared(VAULT, HostVault, vault_bytes))
+        self.generator = Generator(build(vault), stuck_s=stuck_s)
+        self._beat: asyncio.Task[None] | None = None
+
+    async def reconfigure(self, config: dict[str, Any]) -> None:
+        """Serve's ``user_config``: the pace, which may change while sessions run. Called before the first request."""
+        self.generator.repace(Pace(**config["pace"]))
+        if self._beat is None:
+            self.generator.start()
+            self._beat = asyncio.create_task(self._beats())
+            await self._report()
+
+    async def create(self, session: str, order: Order, owner: str) -> dict[str, Any]:
+        """See ``Generator.create``."""
+        return await self.generator.create(session, order, owner)
+
+    async def ask(self, session: str, owner: str, call: str, *arguments: Any) -> Any:
+        """See ``Generator.ask``."""
+        found = await self.generator.ask(session, owner, call, *arguments)
+        if call == "fork":
+            await self.directory.adopt.remote(arguments[0], self.name)
+        elif call == "stop":
+            await self.directory.release.remote(session)
+        return found
+
+    async def watch(
+        self, session: str, owner: str, viewer: str, after: int | None, credits: int, from_key: bool
+    ) -> AsyncIterator[dict[str, Any]]:
+        """See ``Generator.watch``."""
+        async for message in self.generator.watch(session, owner, viewer, after, credits, from_key):
+            yield message
+
+    async def leave(self, session: str, viewer: str) -> None:
+        """A viewer has gone; said by its gateway, for Serve does not always end a stream that nobody reads."""
+        live = self.generator.sessions.get(session)
+        if live is not None:
+            live.detach(viewer, self.generator.clock())
+
+    async def check_health(self) -> None:
+        """Raises if a step is stuck; Serve then replaces the replica."""
+        self.generator.check_health()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Sessions that take a place, for an autoscaling policy."""
+        return {"sessions": float(len(self._held()))}
+
+    def _held(self) -> list[dict[str, Any]]:
+        generator = self.generator
+        return [
+            {**generator.describe(name), "owner": live.owner, "on": live.state is not State.PAUSED}
+            for name, live in generator.sessions.items()
+        ]
+
+    async def _report(self) -> None:
+        await self.directory.report.remote(self.name, self.generator.capacity, self._held())
+
+    async def _beats(self) -> None:
+        while True:
+            with suppress(RayError):  # the directory is being made anew
+                await self._report()
+            await asyncio.sleep(BEAT_S)
+
+
+class ServeBackend:
+    """The generators behind a gateway, by way of the directory and the session router."""
+
+    def __init__(self, deployment: str, application: str) -> None:
+        self._names = (deployment, application)
+        self._handle: Handle = None
+
+    @property
+    def handle(self) -> Handle:
+        """The generators' handle."""
+        if self._handle is None:
+            self._handle = serve.get_deployment_handle(*self._names)
+        return self._handle
+
+    async def create(self, session: str, order: Order, owner: str) -> dict[str, Any]:
+        """Place a session and begin it."""
+        await directory().place.remote(session)
+        try:
+            found: dict[str, Any] = await self._of(session).create.remote(session, order, owner)
+        except BaseException:
+            directory().release.remote(session)
+            raise
+        return found
+
+    async def ask(self, session: str, owner: str, call: str, *arguments: Any) -> Any:
+        """Ask the generator that has ``session``."""
+        return await self._of(session).ask.remote(session, owner, call, *arguments)
+
+    async def watch(
+        self, session: str, owner: str, viewer: str, after: int | None, credits: int, from_key: bool
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Messages for a viewer; closing the iterator detaches it."""
+        messages = self._of(session).options(stream=True).watch.remote(session, owner, viewer, after, credits, from_key)
+        try:
+            async for message in messages:
+                yield message
+        finally:
+            messages.cancel()
+            self._of(session).leave.remote(session, viewer)
+
+    async def listing(self, owner: str) -> list[dict[str, Any]]:
+        """All sessions of an owner."""
+        found: list[dict[str, Any]] = await directory().listing.remote(owner)
+        return found
+
+    def _of(self, session: str) -> Handle:
+        return self.handle.options(session_id=session)
+
+
+def gateway_builder(deployment: str, application: str, limits: Limits, pages: Path) -> Callable[[], FastAPI]:
+    """Builds the gateway's application inside its replica."""
+
+    def build() -> FastAPI:
+        return gateway(ServeBackend(deployment, application), limits, pages)
+
+    return build

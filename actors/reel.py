@@ -1,0 +1,184 @@
+"""The compute side of sessions: streams, decoders and encoders. Only the generator's compute thread may touch it.
+
+A reel is one take as the generator holds it. While it is on, its stream has pages in the pool; while it is put away,
+the stream is bytes in a vault, and decoder and encoder wait as they are.
+"""
+
+import io
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import torch
+from PIL import Image
+
+from cache.spec import TYPES
+from errors import SessionOver, StreamError
+from media.encoder import Encoder, Fragment, Init, Segment
+from models.decoders import Codecs, StreamDecoder
+from streams.director import Director, Script
+from streams.engine import Chunk
+from streams.stream import Stream
+
+HISTORY = 512  # chunks whose drift can be inspected
+THUMBNAIL = 160  # pixels of the longer side
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a session is to be: a prompt without end, or a script.
+
+    Args:
+        prompt: what to show and hear in the first scene, if there is no script.
+        subject: description of what the segmenter is to keep an eye on.
+        seed: the same order with the same seed gives the same take.
+    """
+
+    prompt: str = ""
+    script: Script | None = None
+    subject: str = ""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One chunk as viewers get it. Never changed after it was made.
+
+    Args:
+        data: a fragment of MP4, possibly empty while codecs hold back.
+        key: whether playing can begin here.
+        last: whether the take ends with it.
+    """
+
+    index: int
+    scene: str
+    start: Fraction
+    drift: float
+    data: bytes
+    key: bool
+    last: bool = False
+
+
+@dataclass(frozen=True)
+class Glimpse:
+    """Frames of a published chunk for the segmenter, uint8 [looks, height, width, 3], and which ones of how many."""
+
+    chunk: int
+    frames: torch.Tensor
+    at: tuple[int, ...]
+    count: int
+    description: str
+
+
+@dataclass
+class Reel:
+    """One take; see the module."""
+
+    id: str
+    codecs: Codecs
+    stream: Stream | None
+    decoder: StreamDecoder
+    encoder: Encoder
+    director: Director | None = None
+    subject: str = ""
+    init: Init | None = None
+    pieces: int = 0
+    drift: deque[tuple[int, float, int]] = field(default_factory=lambda: deque(maxlen=HISTORY))
+    thumbnails: dict[str, bytes] = field(default_factory=dict)
+    inspected: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def on(self) -> Stream:
+        """The stream; raises ``SessionOver`` if it is put away."""
+        if self.stream is None:
+            raise SessionOver(f"{self.id} is put away; resume it first")
+        return self.stream
+
+    @property
+    def next_chunk(self) -> int:
+        """Index of the chunk to come."""
+        return self.pieces
+
+    @property
+    def ends_at(self) -> int | None:
+        """Chunks of the whole take; ``None`` for one without end."""
+        return None if self.director is None else self.director.total
+
+    @property
+    def description(self) -> str:
+        """What the segmenter is asked for in the scene on air, or nothing."""
+        return (self.director.subject if self.director else "") or self.subject
+
+    def direct(self) -> str:
+        """Give the stream what its script says before the next chunk; returns why that failed, or nothing."""
+        if self.director is None:
+            return ""
+        try:
+            self.director.before(self.next_chunk, self.on)
+        except StreamError as error:  # a person's directions may have taken a name that the script wanted
+            self.on.decisions.add(self.next_chunk, "script passed over", str(error))
+            return str(error)
+        return ""
+
+    def show(self, chunk: Chunk) -> tuple[Piece, torch.Tensor]:
+        """Decode and encode one published chunk."""
+        media = self.decoder.push(chunk.video, chunk.audio)
+        segments = self.encoder.encode(media.frames, media.samples)
+        self.pieces = chunk.index + 1
+        last = self.pieces == self.ends_at
+        if last:
+            rest = self.decoder.flush()
+            segments += self.encoder.encode(rest.frames, rest.samples) + self.encoder.finish()
+        self._remember(chunk, media.frames)
+        data, key = self._joined(segments)
+        return Piece(chunk.index, chunk.scene, chunk.start, chunk.drift, data, key, last), media.frames
+
+    def _joined(self, segments: Sequence[Segment]) -> tuple[bytes, bool]:
+        fragments = [s for s in segments if isinstance(s, Fragment)]
+        self.init = next((s for s in segments if isinstance(s, Init)), self.init)
+        return b"".join(f.data for f in fragments), bool(fragments) and fragments[0].key
+
+    def _remember(self, chunk: Chunk, frames: torch.Tensor) -> None:
+        manager = self.on.session.manager
+        self.drift.append((chunk.index, round(chunk.drift, 4), int(manager.drift.rung)))
+        # The first chunk of a scene may still show the one before where a decoder holds back; the middle one does not.
+        if len(frames) and chunk.index >= manager.scenes.current.entered_at + 1 and chunk.scene not in self.thumbnails:
+            self.thumbnails[chunk.scene] = thumbnail(frames[len(frames) // 2])
+        self.thumbnails = {name: data for name, data in self.thumbnails.items() if name in manager.scenes.scenes}
+
+    def inspect(self) -> dict[str, Any]:
+        """What the cache holds and did, as plain data."""
+        stream = self.on
+        manager = stream.session.manager
+        statistics = stream.statistics()
+        positions = manager.positions
+        return {
+            "next_chunk": self.next_chunk,
+            "scene": manager.scenes.current_name,
+            "scenes": [
+                {"name": s.name, "entered_at": s.entered_at, "visits": s.visits, "thumbnail": s.name in self.thumbnails}
+                for s in manager.scenes.scenes.values()
+            ],
+            "keep_set": stream.keep_set(),
+            "slots": {str(chunk): slot for chunk, slot in positions.slots.items()},
+            "next_slot": positions.next_slot,
+            "epoch": positions.epoch,
+            "bytes": {t.value: statistics.types[t].bytes_held for t in TYPES},
+            "rung": int(manager.drift.rung),
+            "drift": list(self.drift),
+            "decisions": [
+                {"at": d.at, "action": d.action, "chunk": d.chunk, "type": d.type and d.type.value, "reason": d.reason}
+                for d in list(stream.decisions)[-200:]
+            ],
+        }
+
+
+def thumbnail(frame: torch.Tensor) -> bytes:
+    """A JPEG of a frame, uint8 [height, width, 3]."""
+    image = Image.fromarray(frame.numpy())
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=85)
+    return file.getvalue()

@@ -1,0 +1,49 @@
+"""Requests go to the generator that has the session, on Serve's public request-router API."""
+
+from collections import OrderedDict
+from typing import Any
+
+import ray
+from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
+
+KNOWN = 4096  # sessions whose generator is remembered
+
+
+class SessionRouter(RequestRouter):
+    """Looks each session up in the directory once, and again when its generator has gone.
+
+    A request whose generator is not there any more goes to any replica, which answers that it does not know it. The
+    keyword ``directory`` is the name of the directory's actor.
+    """
+
+    def initialize_state(self, **kwargs: Any) -> None:
+        """Called by Serve with the router's keywords."""
+        self._name, self._namespace = kwargs["directory"], kwargs["namespace"]
+        self._known: OrderedDict[str, str] = OrderedDict()
+        self._directory: Any = None
+
+    async def choose_replicas(
+        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+    ) -> list[list[RunningReplica]]:
+        """The one replica that has the session, or all of them for a request of no session."""
+        session = "" if pending_request is None else pending_request.metadata.session_id
+        if not session or not candidate_replicas:
+            return [candidate_replicas]
+        by_name = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
+        home = self._known.get(session)
+        if home not in by_name:
+            home = await self._find(session)
+        if home not in by_name:
+            return [candidate_replicas]
+        self._known[session] = home
+        self._known.move_to_end(session)
+        while len(self._known) > KNOWN:
+            self._known.popitem(last=False)
+        return [[by_name[home]]]
+
+    async def _find(self, session: str) -> str | None:
+        self._known.pop(session, None)
+        if self._directory is None:
+            self._directory = ray.get_actor(self._name, self._namespace)
+        found: str | None = await self._directory.find.remote(session)
+        return found

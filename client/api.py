@@ -1,0 +1,129 @@
+"""Sessions over HTTP: begin, direct, inspect, list and stop them."""
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import httpx
+
+import errors
+from client.watch import Watch
+from errors import LongtakeError, ServiceError
+
+Message = dict[str, Any]
+
+
+def _by_code(root: type[LongtakeError]) -> dict[str, type[LongtakeError]]:
+    found = {root.code: root}
+    for child in root.__subclasses__():
+        found |= _by_code(child)
+    return found
+
+
+CODES = _by_code(errors.LongtakeError)
+
+
+def raised(problem: Mapping[str, Any]) -> LongtakeError:
+    """The error that problem details speak of."""
+    kind = CODES.get(str(problem.get("code")), ServiceError)
+    return kind(str(problem.get("detail") or problem.get("title") or "the service gave no reason"))
+
+
+class Client:
+    """The API of one service; use it as an async context manager.
+
+    Every call raises the ``LongtakeError`` that the service raised, and ``ServiceError`` if it cannot be reached.
+    """
+
+    def __init__(self, url: str = "http://127.0.0.1:8000", key: str = "", timeout_s: float = 60.0) -> None:
+        self.url, self.key = url.rstrip("/"), key
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.AsyncClient(base_url=self.url, headers=headers, timeout=timeout_s)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._http.aclose()
+
+    async def create(
+        self, prompt: str = "", scenes: Sequence[Mapping[str, Any]] = (), subject: str = "", seed: int = 0
+    ) -> Message:
+        """Begin a session with a prompt, or with the scenes of a script; the answer has its name as ``session``."""
+        wanted = {"prompt": prompt, "scenes": list(scenes), "subject": subject, "seed": seed}
+        found: Message = await self._call("POST", "/v1/sessions", wanted)
+        return found
+
+    async def sessions(self) -> list[Message]:
+        """The caller's sessions."""
+        found: list[Message] = await self._call("GET", "/v1/sessions")
+        return found
+
+    async def inspect(self, session: str) -> Message:
+        """What a session's cache holds and did."""
+        found: Message = await self._call("GET", f"/v1/sessions/{session}")
+        return found
+
+    async def change_prompt(
+        self, session: str, prompt: str, mode: Literal["keep", "recache", "cut"] = "keep", subject: str = ""
+    ) -> Message:
+        """Another prompt; the receipt says from which chunk."""
+        return await self._control(session, do="prompt", prompt=prompt, mode=mode, subject=subject)
+
+    async def cut(self, session: str, scene: str, prompt: str, keep_subject: bool = True, subject: str = "") -> Message:
+        """Enter a new scene."""
+        return await self._control(
+            session, do="cut", scene=scene, prompt=prompt, keep_subject=keep_subject, subject=subject
+        )
+
+    async def return_to(self, session: str, scene: str) -> Message:
+        """Return to a scene that the session remembers."""
+        return await self._control(session, do="return", scene=scene)
+
+    async def pause(self, session: str) -> Message:
+        """Put a session away."""
+        return await self._control(session, do="pause")
+
+    async def resume(self, session: str) -> Message:
+        """Go on with a session."""
+        return await self._control(session, do="resume")
+
+    async def fork(self, session: str, seed: int | None = None) -> Message:
+        """A second session with the same past; the receipt has its name as ``child``."""
+        return await self._control(session, do="fork", seed=seed)
+
+    async def stop(self, session: str) -> Message:
+        """End a session."""
+        found: Message = await self._call("DELETE", f"/v1/sessions/{session}")
+        return found
+
+    async def thumbnail(self, session: str, scene: str) -> bytes:
+        """A JPEG of a scene."""
+        answer = await self._answer("GET", f"/v1/sessions/{session}/scenes/{scene}/thumbnail.jpg")
+        return answer.content
+
+    def watch(self, session: str, after: int | None = -1, credits: int = 8, fresh: bool = True) -> Watch:
+        """The media of a session; see ``Watch``."""
+        return Watch(self.url, self.key, session, after, credits, fresh)
+
+    async def _control(self, session: str, **control: Any) -> Message:
+        found: Message = await self._call("POST", f"/v1/sessions/{session}/control", control)
+        return found
+
+    async def _call(self, method: str, path: str, body: Any = None) -> Any:
+        return (await self._answer(method, path, body)).json()
+
+    async def _answer(self, method: str, path: str, body: Any = None) -> httpx.Response:
+        try:
+            answer = await self._http.request(method, path, json=body)
+        except httpx.HTTPError as error:
+            raise ServiceError(f"{self.url} cannot be reached: {error!r}; is the service running?") from error
+        if answer.is_success:
+            return answer
+        try:
+            problem = answer.json()
+        except ValueError:
+            problem = {"detail": f"{method} {path} was answered with {answer.status_code}: {answer.text[:200]}"}
+        raise raised(problem)

@@ -1,0 +1,72 @@
+"""The composition root: settings become plain objects, these become deployments, and those the application.
+
+serve run serve_app:app
+serve run serve_app:app settings=longtake.yaml
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
+
+import web
+from actors import serving
+from actors.deployments import DIRECTORY, NAMESPACE, GeneratorReplica, gateway_builder
+from settings import Settings, build_worker, load
+
+NAME, GENERATOR = "longtake", "generator"
+
+
+class Arguments(BaseModel):
+    """Arguments of the application; ``settings``: path of a YAML file."""
+
+    settings: str | None = None
+
+
+def app(arguments: Arguments) -> Application:
+    """The application that ``serve run``, ``serve build`` and ``serve deploy`` take."""
+    return application(load(Path(arguments.settings) if arguments.settings else None))
+
+
+def application(settings: Settings) -> Application:
+    """Generators behind gateways, by these settings."""
+    service = settings.service
+    router = RequestRouterConfig.model_validate(
+        {
+            "request_router_class": "actors.router.SessionRouter",
+            "request_router_kwargs": {"directory": DIRECTORY, "namespace": NAMESPACE},
+        }
+    )
+    generator: Any = serve.deployment(
+        GeneratorReplica,
+        name=GENERATOR,
+        num_replicas=service.generators,
+        ray_actor_options={"num_cpus": service.cpus, "num_gpus": service.gpus},
+        # Every viewer is one request that lasts; who may watch is for the pace to say.
+        max_ongoing_requests=100 + settings.engine.sessions * (service.pace.viewers + 4),
+        request_router_config=router,
+        user_config={"pace": asdict(service.pace)},
+    )
+    build = gateway_builder(GENERATOR, NAME, service.limits, Path(web.__file__).parent)
+    gateway: Any = serve.deployment(
+        serve.ingress(build)(),
+        name="gateway",
+        num_replicas=service.gateways,
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=10_000,
+    )
+    bound: Application = gateway.bind(
+        generator.bind(partial(build_worker, settings), service.vault_bytes, service.stuck_s)
+    )
+    return bound
+
+
+def run(settings: Settings, host: str, port: int, ready: Callable[[], None]) -> None:
+    """Serve until Ctrl-C: in the Ray cluster that runs here, or in one that is begun for it and ends with it."""
+    serving.forever(application(settings), NAME, host, port, ready)

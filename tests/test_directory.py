@@ -1,0 +1,106 @@
+"""The session directory: places are promised once, generators that are silent are forgotten."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors.directory import SessionDirectory
+from actors.vault import HostVault
+from errors import NoCapacity, RecordLost
+
+
+def held(*sessions: str, on: bool = True, owner: str = "") -> list[dict[str, Any]]:
+    return [{"session": s, "owner": owner, "on": on, "state": "running"} for s in sessions]
+
+
+@given(st.lists(st.sampled_from(["place", "report", "release"]), max_size=60), st.integers(1, 4))
+def test_no_generator_is_ever_promised_more_than_it_has_places_and_placement_is_even(
+    steps: list[str], capacity: int
+) -> None:
+    now = [0.0]
+    directory = SessionDirectory(clock=lambda: now[0])
+    truth: dict[str, set[str]] = {"a": set(), "b": set(), "c": set()}
+    for name in truth:
+        directory.report(name, capacity, [])
+    for number, step in enumerate(steps):
+        session = f"s{number}"
+        if step == "place":
+            try:
+                home = directory.place(session)
+            except NoCapacity:
+                assert all(len(s) == capacity for s in truth.values())
+                continue
+            assert len(truth[home]) == min(map(len, truth.values()))
+            truth[home].add(session)
+            assert directory.find(session) == home
+        elif step == "report":
+            for name, sessions in truth.items():
+                directory.report(name, capacity, held(*sessions))
+        elif gone := next((s for sessions in truth.values() for s in sessions), ""):
+            directory.release(gone)
+            for sessions in truth.values():
+                sessions.discard(gone)
+            assert directory.find(gone) is None
+        assert all(len(s) <= capacity for s in truth.values())
+
+
+def test_a_generator_that_is_silent_is_forgotten_with_its_sessions() -> None:
+    now = [0.0]
+    directory = SessionDirectory(silence_s=5.0, clock=lambda: now[0])
+    directory.report("a", 1, held("one"))
+    directory.report("b", 1, held("two"))
+    now[0] = 4.0
+    directory.report("b", 1, held("two"))
+    now[0] = 6.0
+    assert directory.find("one") is None
+    assert directory.find("two") == "b"
+    with pytest.raises(NoCapacity, match="1 places of 1 generators"):
+        directory.place("three")
+    now[0] = 60.0
+    with pytest.raises(NoCapacity, match="no generator has reported"):
+        directory.place("three")
+
+
+def test_who_is_put_away_takes_no_place_and_owners_see_their_own() -> None:
+    directory = SessionDirectory()
+    directory.report("a", 1, held("one", on=False, owner="me"))
+    assert directory.place("two") == "a"
+    assert [s["session"] for s in directory.listing("me")] == ["one"]
+    assert directory.listing("you") == []
+    assert directory.places() == {"a": {"capacity": 1, "taken": 1}}
+
+
+def test_a_promise_that_is_not_kept_is_taken_back() -> None:
+    now = [0.0]
+    directory = SessionDirectory(clock=lambda: now[0])
+    directory.report("a", 1, [])
+    directory.place("lost")
+    now[0] = 61.0
+    directory.report("a", 1, [])
+    assert directory.find("lost") is None
+    assert directory.place("next") == "a"
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 60)), max_size=40))
+def test_the_vault_never_holds_more_than_its_bytes_and_loses_nothing_silently(steps: list[tuple[str, int]]) -> None:
+    vault = HostVault(100)
+    truth: dict[str, bytes] = {}
+    for name, size in steps:
+        if size == 0:
+            vault.drop(name)
+            truth.pop(name, None)
+            continue
+        try:
+            vault.put(name, bytes(size))
+            truth[name] = bytes(size)
+        except NoCapacity:
+            assert sum(map(len, truth.values())) - len(truth.get(name, b"")) + size > 100
+        assert vault.bytes_held == sum(map(len, truth.values())) <= 100
+    for name in "abc":
+        if name in truth:
+            assert vault.take(name) == truth[name]
+        else:
+            with pytest.raises(RecordLost):
+                vault.take(name)

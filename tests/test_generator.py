@@ -1,0 +1,319 @@
+"""The generator: batches, leads, pauses, forks, failures and scripts, with the shipped model in one pass per chunk."""
+
+import asyncio
+import io
+from typing import Any
+
+import pytest
+import torch
+
+from actors.generator import Generator
+from actors.live import State
+from actors.pace import Pace
+from actors.reel import Glimpse, Order
+from actors.worker import Direction
+from errors import BadMessage, NoCapacity, SceneExists, SessionOver, StreamError, UnknownScene, UnknownSession
+from media.reading import read
+from models.segmenter import Finding
+from streams.director import Script, Shot
+from tests.service import Shelf, generator, run, studio, until
+
+BALL = Order("a red ball bouncing in a blue room", seed=1)
+RING = Order("a black ring bouncing in a yellow room", seed=2)
+
+
+async def take(made: Generator, session: str, chunks: int, viewer: str = "me", after: int | None = -1) -> list[Any]:
+    """Watch until ``chunks`` chunks have come, acknowledging each; gives all messages."""
+    seen = []
+    messages = made.watch(session, "", viewer, after, 2, after is None)
+    async for message in messages:
+        seen.append(message)
+        if message["type"] == "chunk":
+            await made.acknowledge(session, viewer, message["index"], 2)
+            if len(of(seen, "chunk")) == chunks:
+                break
+    await messages.aclose()  # type: ignore[attr-defined]
+    return seen
+
+
+def of(messages: list[Any], kind: str) -> list[Any]:
+    return [m for m in messages if m["type"] == kind]
+
+
+def media_of(messages: list[Any]) -> bytes:
+    return b"".join(m["data"] for m in messages if m["type"] in ("init", "chunk"))
+
+
+def test_a_viewer_gets_a_film_that_plays_and_every_chunk_once_in_order() -> None:
+    async def test() -> None:
+        async with generator() as made:
+            await made.create("a", BALL)
+            seen = await take(made, "a", 6)
+            assert [m["type"] for m in seen[:2]] == ["hello", "init"]
+            assert [m["index"] for m in of(seen, "chunk")] == list(range(6))
+            film = read(io.BytesIO(media_of(seen)))
+            assert film.frames.shape == (48, 128, 128, 3)
+            assert "avc1" in of(seen, "init")[0]["mime"]
+            assert "opus" in of(seen, "init")[0]["mime"]
+
+    run(test)
+
+
+def test_nothing_is_made_beyond_the_lead_and_nothing_sent_beyond_the_credits() -> None:
+    async def test() -> None:
+        async with generator(Pace(lead=3)) as made:
+            await made.create("a", BALL)
+            await until(lambda: made.sessions["a"].next_chunk == 3)
+            messages = made.watch("a", "", "me", -1, 2)
+            seen = [await anext(messages) for _ in range(4)]
+            assert [m["index"] for m in of(seen, "chunk")] == [0, 1]
+            more = asyncio.ensure_future(anext(messages))
+            for _ in range(3):  # three looks of the loop at who is due
+                await made.inspect("a")
+            assert not more.done()
+            assert made.sessions["a"].next_chunk == 3
+            await made.acknowledge("a", "me", 1, 1)
+            assert (await more)["index"] == 2
+            await until(lambda: made.sessions["a"].next_chunk == 5)
+            with pytest.raises(BadMessage, match="ack of chunk 4; expected one of 1 to 2"):
+                await made.acknowledge("a", "me", 4, 1)
+            with pytest.raises(BadMessage, match="1000 credits"):
+                await made.acknowledge("a", "me", 2, 1000)
+            await messages.aclose()  # type: ignore[attr-defined]
+
+    run(test)
+
+
+def test_sessions_of_different_age_and_scene_share_a_batch_and_stay_themselves() -> None:
+    """Alone and in a batch a session shows the same, up to the rounding of another batch shape."""
+
+    async def film(orders: dict[str, Order]) -> dict[str, torch.Tensor]:
+        async with generator() as made:
+            sizes: list[int] = []
+            step = made.worker.step
+            made.worker.step = lambda ids: sizes.append(len(ids)) or step(ids)  # type: ignore[method-assign, func-returns-value]
+            for name, order in orders.items():
+                await made.create(name, order)
+            got = await asyncio.gather(*(take(made, name, 5) for name in orders))
+            assert max(sizes) == len(orders)
+            return {n: torch.from_numpy(read(io.BytesIO(media_of(m))).frames) for n, m in zip(orders, got, strict=True)}
+
+    async def test() -> None:
+        together = await film({"a": BALL, "b": RING, "c": Order(RING.prompt, seed=3)})
+        alone = await film({"a": BALL})
+        difference = (together["a"].float() - alone["a"].float()).abs().mean()
+        other = (together["b"].float() - alone["a"].float()).abs().mean()
+        assert difference < 0.1 * other
+
+    run(test)
+
+
+def test_who_is_due_is_served_in_the_order_of_deadlines() -> None:
+    async def test() -> None:
+        async with generator(Pace(lead=2, batch=1)) as made:
+            order: list[str] = []
+            step = made.worker.step
+            made.worker.step = lambda ids: order.extend(ids) or step(ids)  # type: ignore[method-assign, func-returns-value]
+            for name in ("calm", "hungry"):
+                await made.create(name, BALL)
+            await until(lambda: all(live.next_chunk == 2 for live in made.sessions.values()))
+            watches = {name: made.watch(name, "", name, -1, 2) for name in ("calm", "hungry")}
+            for messages in watches.values():
+                for _ in range(4):
+                    await anext(messages)
+            order.clear()
+            await made.acknowledge("calm", "calm", 1, 2, buffered=9.0)
+            await made.acknowledge("hungry", "hungry", 1, 2, buffered=0.1)
+            await until(lambda: len(order) == 4)
+            assert order == ["hungry", "hungry", "calm", "calm"]
+            for messages in watches.values():
+                await messages.aclose()  # type: ignore[attr-defined]
+
+    run(test)
+
+
+def test_a_paused_session_gives_its_place_back_and_goes_on_bit_equal() -> None:
+    async def film(pauses: bool) -> bytes:
+        shelf = Shelf()
+        async with generator(sessions=1, vault=shelf) as made:
+            await made.create("a", BALL)
+            seen = await take(made, "a", 3)
+            if pauses:
+                assert (await made.pause("a"))["do"] == "pause"
+                assert made.sessions["a"].state is State.PAUSED
+                assert not made.worker.engine.sessions
+                assert shelf.held
+                assert (await made.inspect("a"))["state"] == "paused"
+                await made.create("b", RING)
+                with pytest.raises(NoCapacity, match="1 places"):
+                    await made.resume("a")
+                await made.stop("b")
+                await made.resume("a")
+                assert not shelf.held
+            seen += [m for m in await take(made, "a", 4, after=2) if m["type"] == "chunk"]
+            return media_of(seen)
+
+    async def test() -> None:
+        assert await film(False) == await film(True)
+
+    run(test)
+
+
+def test_who_is_not_watched_is_put_away_and_comes_back_with_its_viewer() -> None:
+    async def test() -> None:
+        async with generator(Pace(idle_s=0.05, lead=2)) as made:
+            await made.create("a", BALL)
+            await until(lambda: made.sessions["a"].state is State.PAUSED)
+            assert made.sessions["a"].reason == "nobody watches"
+            seen = await take(made, "a", 4)
+            assert [m["index"] for m in of(seen, "chunk")] == [0, 1, 2, 3]
+            assert made.sessions["a"].state is not State.FAILED
+
+    run(test)
+
+
+def test_a_viewer_that_stalls_pauses_its_session_alone_but_holds_up_nobody_else() -> None:
+    async def test() -> None:
+        async with generator(Pace(patience_s=0.2, lead=2)) as made:
+            await made.create("a", BALL)
+            stuck = made.watch("a", "", "stuck", -1, 1)
+            for _ in range(3):
+                await anext(stuck)
+            await until(lambda: made.sessions["a"].state is State.PAUSED)
+            assert "acknowledge nothing" in made.sessions["a"].reason
+            await made.acknowledge("a", "stuck", 0, 1)
+            assert made.sessions["a"].state is State.RUNNING
+            seen = await take(made, "a", 8)
+            assert len(of(seen, "chunk")) == 8
+            assert "stuck" not in made.sessions["a"].watching
+            last = [m async for m in stuck][-1]
+            assert last["type"] == "end"
+            assert last["state"] == "dropped"
+
+    run(test)
+
+
+def test_controls_say_from_which_chunk_they_hold_and_refuse_what_cannot_be() -> None:
+    async def test() -> None:
+        async with generator() as made:
+            await made.create("a", BALL)
+            first = await take(made, "a", 4)
+            cut = await made.control("a", Direction("cut", RING.prompt, "attic"))
+            with pytest.raises(SceneExists):
+                await made.control("a", Direction("cut", RING.prompt, "attic"))
+            with pytest.raises(UnknownScene):
+                await made.control("a", Direction("return", scene="cellar"))
+            seen = first + await take(made, "a", 6, after=3)
+            back = await made.control("a", Direction("return", scene="opening"))
+            prompt = await made.control("a", Direction("prompt", "a green box bouncing in a red room", mode="recache"))
+            seen += await take(made, "a", 6, after=9)
+            scenes = {m["index"]: m["scene"] for m in of(seen, "chunk")}
+            assert [i for i, s in scenes.items() if s == "attic"] == list(range(cut["from"], back["from"]))
+            assert prompt["from"] >= back["from"]
+            books = await made.inspect("a")
+            assert {s["name"] for s in books["scenes"]} == {"opening", "attic"}
+            assert await made.thumbnail("a", "opening")
+            assert await made.thumbnail("a", "cellar") is None
+
+    run(test)
+
+
+def test_a_fork_has_the_same_past_and_its_own_future() -> None:
+    async def test() -> None:
+        async with generator() as made:
+            await made.create("a", BALL)
+            await take(made, "a", 4)
+            at = (await made.fork("a", "same"))["from"]
+            assert (await made.fork("a", "other", 7))["from"] >= at
+            seen = await take(made, "same", 4, after=at - 1)
+            assert [m["index"] for m in of(seen, "chunk")] == list(range(at, at + 4))
+            assert len(read(io.BytesIO(media_of(seen))).frames) == 32
+            await made.fork("a", "last")
+            with pytest.raises(NoCapacity):
+                await made.fork("a", "one too many")
+
+    run(test)
+
+
+def test_a_script_is_played_to_its_end_and_then_forgotten() -> None:
+    script = Script((Shot(1.3, "lab", BALL.prompt), Shot(1.3, "attic", RING.prompt), Shot(1.3, return_to="lab")))
+
+    async def test() -> None:
+        async with generator(Pace(linger_s=0.05)) as made:
+            await made.create("a", Order(script=script))
+            seen = await take(made, "a", 100)
+            assert seen[-1] == {"type": "end", "state": "finished", "reason": "the take is over"}
+            assert [m["scene"] for m in of(seen, "chunk")] == ["lab"] * 2 + ["attic"] * 2 + ["lab"] * 2
+            film = read(io.BytesIO(media_of(seen)))
+            assert len(film.frames) == 48
+            assert abs(len(film.samples) / film.sample_rate - 6 * 0.64) < 0.05
+            with pytest.raises(SessionOver):
+                await made.control("a", Direction("cut", "a", "b"))
+            await until(lambda: not made.sessions)
+            with pytest.raises(UnknownSession):
+                await made.inspect("a")
+
+    run(test)
+
+
+def test_a_session_that_fails_ends_alone() -> None:
+    async def test() -> None:
+        async with generator() as made:
+            await made.create("good", BALL)
+            await made.create("bad", RING)
+            await until(lambda: made.sessions["bad"].next_chunk >= 2)
+            made.worker.reels["bad"].on.session.failure = OSError("the disk is gone")
+            good, bad = await asyncio.gather(take(made, "good", 8), take(made, "bad", 100))
+            assert len(of(good, "chunk")) == 8
+            assert bad[-1]["state"] == "failed"
+            assert "the disk is gone" in bad[-1]["reason"]
+
+    run(test)
+
+
+def test_a_slow_or_dead_segmenter_delays_the_anchor_and_never_the_stream() -> None:
+    async def test() -> None:
+        gate = asyncio.Event()
+        asked: list[Glimpse] = []
+
+        async def see(glimpse: Glimpse) -> Finding:
+            asked.append(glimpse)
+            await gate.wait()
+            if len(asked) == 1:
+                raise StreamError("the segmenter is gone")
+            return Finding(torch.full((len(glimpse.at),), 0.9), torch.ones(glimpse.frames.shape[:3]))
+
+        async with generator(see=see) as made:
+            await made.create("a", Order(BALL.prompt, subject="red ball", seed=1))
+            seen = await take(made, "a", 10)
+            assert len(of(seen, "chunk")) == 10
+            assert len(asked) == 1
+            gate.set()
+            await take(made, "a", 20, after=9)
+            assert len(asked) > 1
+            await until(lambda: "subject_anchor" in made.worker.reels["a"].on.keep_set()["video_self"])
+
+    run(test)
+
+
+def test_a_stuck_step_is_noticed() -> None:
+    async def test() -> None:
+        now = [0.0]
+        async with generator(stuck_s=5.0, clock=lambda: now[0]) as made:
+            made.check_health()
+            made._busy_since = 0.0
+            now[0] = 6.0
+            with pytest.raises(RuntimeError, match="more than 5 s"):
+                made.check_health()
+            made._busy_since = None
+
+    run(test)
+
+
+def test_the_compute_thread_is_one() -> None:
+    made = studio()
+    from actors.worker import Worker
+
+    worker = Worker(made.engine, made.codecs, Shelf())
+    with pytest.raises(RuntimeError, match="two threads in one worker"):
+        worker.call(lambda: worker.call(lambda: None))

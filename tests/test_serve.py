@@ -1,0 +1,69 @@
+"""The service on a real Ray cluster: sticky sessions, even placement, media through Serve, and what a death costs."""
+
+import asyncio
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
+ray = pytest.importorskip("ray")
+
+from ray import serve  # noqa: E402
+
+from client import Client  # noqa: E402
+from errors import NoCapacity, UnknownSession  # noqa: E402
+from media.reading import read  # noqa: E402
+from serve_app import NAME, application  # noqa: E402
+from settings import load  # noqa: E402
+from tests.service import QUICK  # noqa: E402
+
+PORT = 8123
+BALL, RING = "a red ball bouncing in a blue room", "a black ring bouncing in a yellow room"
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[str]:
+    settings = load(environ={**QUICK, "LONGTAKE_ENGINE__SESSIONS": "2", "LONGTAKE_SERVICE__GENERATORS": "2"})
+    settings = replace(settings, service=replace(settings.service, cpus=0.5))
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  15 by default: on a busy machine nothing would start in time
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        serve.start(http_options={"port": PORT})
+        serve.run(application(settings), name=NAME)
+        yield f"http://127.0.0.1:{PORT}"
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+def test_sessions_are_placed_evenly_and_always_meet_their_own_state(service: str) -> None:
+    async def test() -> None:
+        async with Client(service) as client:
+            made = [await client.create(BALL, seed=i) for i in range(4)]
+            names = [m["session"] for m in made]
+            with pytest.raises(NoCapacity):
+                await client.create(RING)
+            films = await asyncio.gather(*(film(client, name) for name in names))
+            for name, data in zip(names, films, strict=True):
+                assert len(read(io.BytesIO(data)).frames) == 32
+                assert (await client.inspect(name))["next_chunk"] >= 4
+            assert sorted(s["session"] for s in await client.sessions()) == sorted(names)
+            for name in names:
+                await client.stop(name)
+            with pytest.raises(UnknownSession):
+                await client.inspect(names[0])
+
+    asyncio.run(test())
+
+
+async def film(client: Client, session: str, chunks: int = 4) -> bytes:
+    found = b""
+    async with client.watch(session) as watch:
+        async for message in watch:
+            found += message.get("data", b"")
+            if message["type"] == "chunk" and message["index"] == chunks - 1:
+                return found
+    raise AssertionError("the take ended early")

@@ -1,0 +1,1 @@
+"""The player and the studio, as static pages."""
