@@ -17,8 +17,8 @@ from ray.serve.config import RequestRouterConfig
 
 import web
 from actors import serving
-from actors.deployments import DIRECTORY, NAMESPACE, GeneratorReplica, gateway_builder
-from settings import Settings, build_worker, load
+from actors.deployments import DIRECTORY, NAMESPACE, GeneratorReplica, SegmenterReplica, gateway_builder
+from settings import Settings, build_segmenter, build_worker, load
 
 NAME, GENERATOR = "longtake", "generator"
 
@@ -61,9 +61,25 @@ def application(settings: Settings) -> Application:
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=10_000,
     )
-    bound: Application = gateway.bind(
-        generator.bind(partial(build_worker, settings), service.vault_bytes, service.stuck_s)
+    build_one = partial(build_worker, settings)
+    generators = generator.bind(build_one, service.vault_bytes, service.stuck_s, _segmenters(settings), service.sight_s)
+    bound: Application = gateway.bind(generators)
+    return bound
+
+
+def _segmenters(settings: Settings) -> Application | None:
+    service = settings.service
+    if settings.segmenter.kind == "none":
+        return None
+    segmenter: Any = serve.deployment(
+        SegmenterReplica,
+        name="segmenter",
+        num_replicas=service.segmenters,
+        ray_actor_options={"num_cpus": 0, "num_gpus": service.segmenter_gpus},
+        max_ongoing_requests=2,
+        max_queued_requests=64,  # beyond it a glimpse is refused: the anchor waits, the stream does not
     )
+    bound: Application = segmenter.bind(partial(build_segmenter, settings))
     return bound
 
 

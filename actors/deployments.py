@@ -2,14 +2,20 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
+import torch
 from fastapi import FastAPI
+from numpy.typing import NDArray
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve.exceptions import BackPressureError
 
 from actors.directory import SessionDirectory
 from actors.gateway import gateway
@@ -17,9 +23,11 @@ from actors.generator import Generator
 from actors.limits import Limits
 from actors.live import State
 from actors.pace import Pace
-from actors.reel import Order
+from actors.reel import Glimpse, Order
 from actors.vault import HostVault
 from actors.worker import Vault, Worker
+from errors import ServiceError
+from models.segmenter import Finding, Segmenter
 
 NAMESPACE = "longtake"
 DIRECTORY, VAULT = "session-directory", "vault"
@@ -56,14 +64,44 @@ class RemoteVault(Vault):
         self.handle.drop.remote(session)
 
 
+class SegmenterReplica:
+    """One segmenter as a Serve replica. Frames come as an array and masks go as one, never as tensors."""
+
+    def __init__(self, build: Callable[[], Segmenter]) -> None:
+        self.segmenter = build()
+        self._thread = ThreadPoolExecutor(1, "segmenter")
+
+    async def score(self, frames: NDArray[np.uint8], description: str) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Scores [frames] and masks [frames, height, width]; see ``Segmenter.score``."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._score, frames, description)
+
+    def _score(self, frames: NDArray[np.uint8], description: str) -> tuple[NDArray[Any], NDArray[Any]]:
+        finding = self.segmenter.score(torch.from_numpy(frames.copy()), description)
+        return finding.scores.numpy(), finding.masks.numpy()
+
+
+async def seen_by(segmenter: Handle, sight_s: float, glimpse: Glimpse) -> Finding:
+    """What a segmenter sees in a glimpse; raises ``ServiceError`` if it does not answer in time."""
+    asked = segmenter.score.remote(glimpse.frames.numpy(), glimpse.description)
+    try:
+        scores, masks = await asyncio.wait_for(asked, sight_s)
+    except (TimeoutError, RayError, BackPressureError) as error:
+        raise ServiceError(f"the segmenter did not answer: {error!r}") from error
+    return Finding(torch.from_numpy(scores.copy()), torch.from_numpy(masks.copy()))
+
+
 class GeneratorReplica:
     """One generator as a Serve replica; tells the directory every second what it holds."""
 
-    def __init__(self, build: Callable[[Vault], Worker], vault_bytes: int, stuck_s: float) -> None:
+    def __init__(
+        self, build: Callable[[Vault], Worker], vault_bytes: int, stuck_s: float, segmenter: Handle, sight_s: float
+    ) -> None:
+        """``segmenter``: handle of the segmenters, or ``None``; a finding is waited for ``sight_s`` at most."""
         self.name: str = serve.get_replica_context().replica_id.unique_id
         self.directory = directory()
         vault = RemoteVault(shared(VAULT, HostVault, vault_bytes))
-        self.generator = Generator(build(vault), stuck_s=stuck_s)
+        see = None if segmenter is None else partial(seen_by, segmenter, sight_s)
+        self.generator = Generator(build(vault), see=see, stuck_s=stuck_s)
         self._beat: asyncio.Task[None] | None = None
 
     async def reconfigure(self, config: dict[str, Any]) -> None:

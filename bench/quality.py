@@ -1,7 +1,7 @@
 """Does a take stay what it was? Forty-five minutes of the toy model under five memories, five seeds each.
 
-Room, subject, sound and synchrony are read back by the truth of the world (``bench.looking``) in windows of 15 s, and
-compared with the first minute. Hours on two cores; finished contenders are kept in ``--work`` and not run anew.
+Room, subject, sound and synchrony are read back by the truth of the world (``bench.looking``) over whole minutes, and
+compared with the first. Hours on two cores; finished contenders are kept in ``--work`` and not run anew.
 """
 
 import json
@@ -56,7 +56,7 @@ def figures(first: Reading, now: Reading) -> dict[str, float]:
 
 
 def play(contender: Contender, seeds: Sequence[int], minutes: Sequence[int]) -> list[list[dict[str, float]]]:
-    """Figures by minute and seed; minute 1 is the 15 s that end with it, and what all others are compared with."""
+    """Figures by minute and seed; minute 1 is what all others are compared with."""
     crowd = Crowd(contender, [Role.draw(seed) for seed in seeds], seeds)
     found = []
     first: list[Reading] = []
@@ -182,7 +182,6 @@ def configured(shared: Options, chosen: Sequence[Contender], seeds: Sequence[int
         "contenders": {c.name: f"{c.policy}, {c.budget.chunks} chunks" for c in chosen},
     }
     report = Report("quality", "Does a take stay what it was?", shared, configuration)
-    report.notes.append("minute 1 is the 15 s that end with it; so of every minute")
     report.notes.append("shape, colour and bounces are read back by the world's own shapes, without a learned judge")
     return report
 

@@ -20,7 +20,7 @@ from streams.stream import Stream
 from streams.subject import SubjectKeeper
 from training.world import CHUNK_SECONDS, Scene
 
-WINDOW = 24  # chunks, 15 s
+WINDOW = 94  # chunks, a minute
 UNCORRECTED = DriftConfig(strength={}, strong={}, raise_threshold=1e9, lower_threshold=1e8)
 
 

@@ -1,6 +1,6 @@
 """Every setting in one frozen tree, the only reader of files and environment, and what builds what they describe."""
 
-from settings.build import Studio, build_engine, build_studio, build_worker
+from settings.build import Studio, build_engine, build_segmenter, build_studio, build_worker
 from settings.reading import load, read_script, read_shots
 from settings.tree import POLICIES, RANDOM, Cue, ModelSettings, Settings
 
@@ -12,6 +12,7 @@ __all__ = [
     "Settings",
     "Studio",
     "build_engine",
+    "build_segmenter",
     "build_studio",
     "build_worker",
     "load",

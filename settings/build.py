@@ -31,12 +31,11 @@ class Studio:
     settings: SegmenterSettings
 
     def keeper(self) -> SubjectKeeper | None:
-        """Somebody who looks after a stream's subject, if there is a segmenter."""
-        if self.segmenter is None:
+        """Somebody who looks after a stream's subject, if there is a segmenter, here or elsewhere."""
+        chosen = self.settings
+        if chosen.kind == "none":
             return None
-        return SubjectKeeper(
-            self.segmenter, self.settings.every, self.settings.threshold, coverage=self.settings.coverage
-        )
+        return SubjectKeeper(self.segmenter, chosen.every, chosen.threshold, coverage=chosen.coverage)
 
 
 def build_studio(settings: Settings) -> Studio:
@@ -46,19 +45,32 @@ def build_studio(settings: Settings) -> Studio:
         ConfigError: the model has random weights, for which there are no decoders.
         CheckpointError: a component is missing or does not fit.
     """
+    return _studio(settings, segmenter_here=True)
+
+
+def _studio(settings: Settings, segmenter_here: bool) -> Studio:
     if settings.model.source == RANDOM:
         raise ConfigError("model.source is 'random', which nothing can decode; expected a model with its decoders")
     encoder = _encoder(settings.model)
     engine = _engine(settings, encoder)
     backbone = engine.backbone
     codecs = load_codecs(settings.model.path, backbone.config, backbone.geometry, settings.model.device, backbone.dtype)
-    return Studio(engine, codecs, _segmenter(settings, encoder), settings.segmenter)
+    segmenter = _segmenter(settings, encoder) if segmenter_here else None
+    return Studio(engine, codecs, segmenter, settings.segmenter)
 
 
 def build_worker(settings: Settings, vault: Vault) -> Worker:
-    """What a generator works with; runs in the generator's process."""
-    studio = build_studio(settings)
+    """What a generator works with; runs in the generator's process. The segmenter works elsewhere."""
+    studio = _studio(settings, segmenter_here=False)
     return Worker(studio.engine, studio.codecs, vault, studio.keeper(), settings.service.encoding)
+
+
+def build_segmenter(settings: Settings) -> Segmenter:
+    """The segmenter of these settings; raises ``ConfigError`` if they want none."""
+    found = _segmenter(settings, None)
+    if found is None:
+        raise ConfigError("segmenter.kind is 'none'; expected toy, sam3 or clipseg")
+    return found
 
 
 def build_engine(settings: Settings) -> Engine:

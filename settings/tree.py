@@ -86,6 +86,8 @@ class ServiceSettings:
     Args:
         gateways, generators: replicas of each.
         cpus, gpus: of one generator, as Ray counts them; a fraction of a GPU is allowed.
+        segmenters: replicas of the segmenter, where ``segmenter.kind`` wants one; ``segmenter_gpus`` of each.
+        sight_s: a finding that takes longer is given up; the anchor waits for the next one.
         vault_bytes: host memory for streams that are put away, in the whole cluster.
         stuck_s: a step that takes longer is taken for stuck, and its generator replaced.
     """
@@ -94,6 +96,9 @@ class ServiceSettings:
     generators: int = 1
     cpus: float = 1.0
     gpus: float = 0.0
+    segmenters: int = 1
+    segmenter_gpus: float = 0.0
+    sight_s: float = 30.0
     vault_bytes: int = 4 << 30
     stuck_s: float = 120.0
     pace: Pace = field(default_factory=Pace)
@@ -101,7 +106,7 @@ class ServiceSettings:
     encoding: Encoding = field(default_factory=lambda: Encoding(audio="opus", key_seconds=2.0))
 
     def __post_init__(self) -> None:
-        for name in ("gateways", "generators"):
+        for name in ("gateways", "generators", "segmenters"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"service.{name} is {getattr(self, name)}; expected at least 1")
 

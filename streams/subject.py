@@ -91,7 +91,7 @@ class SubjectKeeper:
 
     def __init__(
         self,
-        segmenter: Segmenter,
+        segmenter: Segmenter | None,
         every: int = 8,
         threshold: float = 0.5,
         looks: int = 4,
@@ -100,6 +100,7 @@ class SubjectKeeper:
     ) -> None:
         """Look at every ``every``-th chunk, at ``looks`` of its frames.
 
+        ``segmenter``: ``None`` for one that answers elsewhere, by ``offer``.
         ``threshold``: lowest score of a frame to be used; ``coverage``: lowest share of a token that the subject fills.
 
         Raises:
@@ -186,6 +187,8 @@ class SubjectKeeper:
         return KeeperStatistics(self._looked, self._taken, self._failures, self._last_failure)
 
     def _see(self, frames: torch.Tensor, description: str) -> Finding:
+        if self.segmenter is None:
+            raise StreamError("this keeper has no segmenter of its own; expected its findings by offer")
         finding = self.segmenter.score(frames, description)
         if finding.scores.shape != frames.shape[:1] or finding.masks.shape != frames.shape[:3]:
             raise StreamError(

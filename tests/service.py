@@ -5,10 +5,12 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 
+import web
 from actors.gateway import gateway
 from actors.generator import Generator, See
 from actors.limits import Limits
@@ -77,7 +79,8 @@ async def served(
     async with generator(pace, **options) as found:
         listening = socket.create_server(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        server = uvicorn.Server(uvicorn.Config(gateway(found, limits), log_level="warning", ws="websockets-sansio"))
+        app = gateway(found, limits, Path(web.__file__).parent)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="websockets-sansio"))
         serving = asyncio.create_task(server.serve([listening]))
         try:
             async with Client(url, key) as client:

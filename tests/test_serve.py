@@ -12,9 +12,11 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 ray = pytest.importorskip("ray")
 
 from ray import serve  # noqa: E402
+from ray.util import list_named_actors  # noqa: E402
 
+from actors.deployments import DIRECTORY, NAMESPACE  # noqa: E402
 from client import Client  # noqa: E402
-from errors import NoCapacity, UnknownSession  # noqa: E402
+from errors import NoCapacity, ServiceError, UnknownSession  # noqa: E402
 from media.reading import read  # noqa: E402
 from serve_app import NAME, application  # noqa: E402
 from settings import load  # noqa: E402
@@ -55,6 +57,44 @@ def test_sessions_are_placed_evenly_and_always_meet_their_own_state(service: str
                 await client.stop(name)
             with pytest.raises(UnknownSession):
                 await client.inspect(names[0])
+
+    asyncio.run(test())
+
+
+def test_the_segmenter_looks_at_what_is_published_from_a_process_of_its_own(service: str) -> None:
+    async def test() -> None:
+        async with Client(service) as client:
+            session = (await client.create(BALL, subject="red ball"))["session"]
+            await film(client, session, 12)
+            async with asyncio.timeout(60):
+                while not any("subject" in d["action"] for d in (await client.inspect(session))["decisions"]):
+                    await asyncio.sleep(0.2)
+            await client.stop(session)
+
+    asyncio.run(test())
+
+
+def test_a_generator_that_dies_takes_its_own_sessions_and_no_others(service: str) -> None:
+    async def test() -> None:
+        async with Client(service) as client:
+            names = [(await client.create(BALL, seed=i))["session"] for i in range(2)]
+            for name in names:
+                await film(client, name)
+            directory = ray.get_actor(DIRECTORY, NAMESPACE)
+            homes = [ray.get(directory.find.remote(name)) for name in names]
+            assert homes[0] != homes[1]
+            victim = next(a["name"] for a in list_named_actors(all_namespaces=True) if homes[0] in (a["name"] or ""))
+            ray.kill(ray.get_actor(victim, "serve"))
+            assert len(read(io.BytesIO(await film(client, names[1], 8))).frames) == 64
+            with pytest.raises((UnknownSession, ServiceError)):
+                await client.inspect(names[0])
+            async with asyncio.timeout(90):
+                while len(ray.get(directory.places.remote())) < 2 or homes[0] in ray.get(directory.places.remote()):
+                    await asyncio.sleep(0.5)
+            again = (await client.create(RING))["session"]
+            await film(client, again)
+            for name in (names[1], again):
+                await client.stop(name)
 
     asyncio.run(test())
 

@@ -58,7 +58,8 @@ export class Watch extends EventTarget {
   lost(event) {
     for (const { reject } of this.answers.values()) reject({ detail: "the connection was lost" });
     this.answers.clear();
-    if (this.over || FINAL.has(event.code) || this.tries >= WAITS.length) {
+    if (this.over) return; // closed here, or the take has ended
+    if (FINAL.has(event.code) || this.tries >= WAITS.length) {
       this.over = true;
       this.tell("connection", { lost: true, code: event.code, reason: event.reason });
       return;
@@ -163,7 +164,7 @@ export class Watch extends EventTarget {
   acknowledge() {
     if (this.after === null) return;
     const lacking = WANTED - this.buffered - this.queue.length * this.seconds;
-    const credits = Math.max(this.video.paused ? 0 : 1, Math.min(8, Math.ceil(lacking / this.seconds)));
+    const credits = Math.max(0, Math.min(8, Math.ceil(lacking / this.seconds)));
     this.send({ type: "ack", chunk: this.after, credits, buffered: this.buffered });
   }
 
