@@ -1,9 +1,9 @@
 """The plain classes as Ray Serve deployments and Ray actors: how they find each other, and nothing else."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ import torch
 from fastapi import FastAPI
 from numpy.typing import NDArray
 from ray import serve
-from ray.exceptions import RayError
-from ray.serve.exceptions import BackPressureError
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from actors.directory import SessionDirectory
 from actors.gateway import gateway
@@ -26,7 +26,7 @@ from actors.pace import Pace
 from actors.reel import Glimpse, Order
 from actors.vault import HostVault
 from actors.worker import Vault, Worker
-from errors import ServiceError
+from errors import LongtakeError, ServiceError
 from models.segmenter import Finding, Segmenter
 
 NAMESPACE = "longtake"
@@ -163,6 +163,24 @@ class GeneratorReplica:
             await asyncio.sleep(BEAT_S)
 
 
+@contextmanager
+def told_plainly() -> Iterator[None]:
+    """Errors of another process as they were raised there, without Ray's traceback in their text.
+
+    Raises:
+        ServiceError: the process has gone, or does not answer.
+    """
+    try:
+        yield
+    except RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, LongtakeError):
+            raise type(cause)(*cause.args) from None
+        raise
+    except (RayError, BackPressureError, DeploymentUnavailableError) as error:
+        raise ServiceError(f"the process that was asked has gone or is overloaded: {type(error).__name__}") from error
+
+
 class ServeBackend:
     """The generators behind a gateway, by way of the directory and the session router."""
 
@@ -179,17 +197,19 @@ class ServeBackend:
 
     async def create(self, session: str, order: Order, owner: str) -> dict[str, Any]:
         """Place a session and begin it."""
-        await directory().place.remote(session)
-        try:
-            found: dict[str, Any] = await self._of(session).create.remote(session, order, owner)
-        except BaseException:
-            directory().release.remote(session)
-            raise
-        return found
+        with told_plainly():
+            await directory().place.remote(session)
+            try:
+                found: dict[str, Any] = await self._of(session).create.remote(session, order, owner)
+            except BaseException:
+                directory().release.remote(session)
+                raise
+            return found
 
     async def ask(self, session: str, owner: str, call: str, *arguments: Any) -> Any:
         """Ask the generator that has ``session``."""
-        return await self._of(session).ask.remote(session, owner, call, *arguments)
+        with told_plainly():
+            return await self._of(session).ask.remote(session, owner, call, *arguments)
 
     async def watch(
         self, session: str, owner: str, viewer: str, after: int | None, credits: int, from_key: bool
@@ -197,16 +217,18 @@ class ServeBackend:
         """Messages for a viewer; closing the iterator detaches it."""
         messages = self._of(session).options(stream=True).watch.remote(session, owner, viewer, after, credits, from_key)
         try:
-            async for message in messages:
-                yield message
+            with told_plainly():
+                async for message in messages:
+                    yield message
         finally:
             messages.cancel()
             self._of(session).leave.remote(session, viewer)
 
     async def listing(self, owner: str) -> list[dict[str, Any]]:
         """All sessions of an owner."""
-        found: list[dict[str, Any]] = await directory().listing.remote(owner)
-        return found
+        with told_plainly():
+            found: list[dict[str, Any]] = await directory().listing.remote(owner)
+            return found
 
     def _of(self, session: str) -> Handle:
         return self.handle.options(session_id=session)

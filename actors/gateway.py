@@ -36,6 +36,7 @@ from errors import (
     NoCapacity,
     NotAllowed,
     SceneExists,
+    ServiceError,
     SessionOver,
     StreamClosed,
     StreamError,
@@ -55,9 +56,10 @@ STATUS: tuple[tuple[type[LongtakeError], int], ...] = (
     (BadMessage, 400),
     (ConfigError, 422),
     (StreamError, 409),
+    (ServiceError, 503),
 )
 PROTOCOL_NAME, KEY_PREFIX = "longtake.v1", "key."
-ENDED, SHOWN_OUT = 1000, {400: 4400, 401: 4401, 404: 4404, 409: 4409, 422: 4422, 429: 4429}
+ENDED, SHOWN_OUT = 1000, {400: 4400, 401: 4401, 404: 4404, 409: 4409, 422: 4422, 429: 4429, 503: 4503}
 
 
 class Backend(Protocol):

@@ -12,8 +12,10 @@ KNOWN = 4096  # sessions whose generator is remembered
 class SessionRouter(RequestRouter):
     """Looks each session up in the directory once, and again when its generator has gone.
 
-    A request whose generator is not there any more goes to any replica, which answers that it does not know it. The
-    keyword ``directory`` is the name of the directory's actor.
+    A generator tells the directory of itself before Serve tells the routers, and dies before the directory notices: a
+    request for one that is not among the candidates waits, as long as the directory believes in it. After that it goes
+    to any replica, which answers that it does not know the session. The keywords ``directory`` and ``namespace`` name
+    the directory's actor.
     """
 
     def initialize_state(self, **kwargs: Any) -> None:
@@ -33,8 +35,10 @@ class SessionRouter(RequestRouter):
         home = self._known.get(session)
         if home not in by_name:
             home = await self._find(session)
-        if home not in by_name:
+        if home is None:
             return [candidate_replicas]
+        if home not in by_name:
+            return []
         self._known[session] = home
         self._known.move_to_end(session)
         while len(self._known) > KNOWN:

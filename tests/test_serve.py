@@ -55,7 +55,7 @@ def test_sessions_are_placed_evenly_and_always_meet_their_own_state(service: str
             assert sorted(s["session"] for s in await client.sessions()) == sorted(names)
             for name in names:
                 await client.stop(name)
-            with pytest.raises(UnknownSession):
+            with pytest.raises(UnknownSession, match=f"^no session '{names[0]}'$"):
                 await client.inspect(names[0])
 
     asyncio.run(test())
