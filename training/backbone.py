@@ -177,8 +177,8 @@ class ClipLoss:
             context[m] = torch.cat([context[m][:, :MEMORY], x[:, :-1]], dim=1)
 
     def _weights(self, batch: Batch) -> dict[Modality, torch.Tensor]:
-        """Weight of each token, [clips, RUN, tokens, 1]: what moves and what sounds counts up to six times."""
+        """Weight of each token, [clips, RUN, tokens, 1]: what moves and what sounds counts more."""
         moving = (batch.subject[:, MEMORY:] * 8).clamp(max=1)
         audio = batch.audio[:, MEMORY:]
         unlike = (audio - audio.flatten(1, 2).median(1).values[:, None, None]).square().mean(-1).clamp(max=1)
-        return {Modality.VIDEO: (1 + 5 * moving)[..., None], Modality.AUDIO: (1 + 3 * unlike)[..., None]}
+        return {Modality.VIDEO: (1 + 10 * moving)[..., None], Modality.AUDIO: (1 + 3 * unlike)[..., None]}

@@ -185,7 +185,7 @@ def _kind(rng: random.Random) -> tuple[list[int], list[tuple[int, int]]]:
     kind = rng.random()
     later = START_CHUNKS
     sink_and_anchors = [0, *sorted(rng.sample(range(1, START_CHUNKS), rng.choice((0, 1, 2, 2))))]
-    if kind < 0.25:  # a stream begins
+    if kind < 0.3:  # a stream begins
         return [], [(0, i) if i < START_CHUNKS else (1, 0) for i in range(RUN)]
     if kind < 0.55:  # a scene goes on
         begin = later + rng.randrange(LATER_CHUNKS - RUN + 1)

@@ -31,6 +31,7 @@ FRAMES = FitConfig(1200, learning_rate=1e-3, matrix_rate=0.02, average=0.99)
 # Four times slower than for frames: at 0.02 it diverged after 300 steps.
 SOUND = FitConfig(1800, learning_rate=5e-4, matrix_rate=0.005, average=0.99)
 BACKBONE = FitConfig(1400, learning_rate=1e-3, matrix_rate=0.015, average=0.995)
+REFINE = replace(BACKBONE, learning_rate=7e-4, matrix_rate=0.01, decay=0.6)
 SHARD, SEGMENTER_STEPS = 100, 1800
 KEEP_SET = {"scene_sink": 1, "scene_anchor": 2, "restored": 2, "recent": 5}
 # What the checkpoint was trained for; laid over the defaults of the settings.
@@ -97,7 +98,7 @@ def transformer(
     loss = ClipLoss(model.to(device), Clips.load(work / "clips"), encode, seed, batch, resample_from, 0.15, device)
     for block in model.transformer_blocks:
         block.compile(dynamic=False)
-    fit(name, model, loss, replace(BACKBONE, steps=steps), work, device)
+    fit(name, model, loss, replace(BACKBONE if start is None else REFINE, steps=steps), work, device)
     model.save_pretrained(work / name)
 
 
@@ -115,6 +116,10 @@ def ship(work: Path, out: Path, transformer_from: str) -> None:
         index[name] = ["diffusers", type(model).__name__]
         shutil.rmtree(out / name, ignore_errors=True)
         model.half().save_pretrained(out / name)
+        config = out / name / "config.json"
+        plain = json.loads(config.read_text())
+        plain.pop("_name_or_path", None)  # where it lay while it was trained is nobody's business
+        config.write_text(json.dumps(plain, indent=2) + "\n")
     (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     (out / "longtake.json").write_text(json.dumps(TRAINED_FOR, indent=2) + "\n")
 
@@ -126,7 +131,7 @@ def main(
     seed: int = 0,
     scenes: int = 1200,
     steps: Annotated[int, typer.Option(help="Steps of the transformer.")] = BACKBONE.steps,
-    refine: Annotated[int, typer.Option(help="Steps of its second phase.")] = 0,
+    refine: Annotated[int, typer.Option(help="Steps of its second phase; 0: none.")] = 2200,
     batch: int = 4,
     threads: int = 2,
     device: str = "cpu",
