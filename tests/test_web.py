@@ -7,7 +7,7 @@ from typing import Any
 
 from playwright.async_api import Page, async_playwright
 
-from tests.service import run, served
+from tests.service import run, served, until
 
 RING = "a black ring bouncing in a yellow room"
 ARGUMENTS = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required", "--disable-gpu"]
@@ -97,7 +97,7 @@ def test_generation_keeps_pace_with_the_player_and_not_ahead_of_it() -> None:
             await eventually(page, "document.getElementById('state').textContent.startsWith('running')")
             await page.click("#stop")
             await eventually(page, "document.getElementById('stop').disabled")
-            assert not made.sessions
+            await until(lambda: not made.sessions)
             assert not wrong
 
     run(test)
