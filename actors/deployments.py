@@ -48,6 +48,24 @@ def directory() -> Handle:
     return shared(DIRECTORY, SessionDirectory)
 
 
+@contextmanager
+def told_plainly() -> Iterator[None]:
+    """Errors of another process as they were raised there, without Ray's traceback in their text.
+
+    Raises:
+        ServiceError: the process has gone, or does not answer.
+    """
+    try:
+        yield
+    except RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, LongtakeError):
+            raise type(cause)(*cause.args) from None
+        raise
+    except (RayError, BackPressureError, DeploymentUnavailableError) as error:
+        raise ServiceError(f"the process that was asked has gone or is overloaded: {type(error).__name__}") from error
+
+
 class RemoteVault(Vault):
     """The vault's actor, as the compute thread sees it. Snapshots go as bytes, never as tensors."""
 
@@ -55,10 +73,12 @@ class RemoteVault(Vault):
         self.handle = handle
 
     def put(self, session: str, data: bytes) -> None:
-        ray.get(self.handle.put.remote(session, data))
+        with told_plainly():
+            ray.get(self.handle.put.remote(session, data))
 
     def take(self, session: str) -> bytes:
-        return bytes(ray.get(self.handle.take.remote(session)))
+        with told_plainly():
+            return bytes(ray.get(self.handle.take.remote(session)))
 
     def drop(self, session: str) -> None:
         self.handle.drop.remote(session)
@@ -161,24 +181,6 @@ class GeneratorReplica:
             with suppress(RayError):  # the directory is being made anew
                 await self._report()
             await asyncio.sleep(BEAT_S)
-
-
-@contextmanager
-def told_plainly() -> Iterator[None]:
-    """Errors of another process as they were raised there, without Ray's traceback in their text.
-
-    Raises:
-        ServiceError: the process has gone, or does not answer.
-    """
-    try:
-        yield
-    except RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, LongtakeError):
-            raise type(cause)(*cause.args) from None
-        raise
-    except (RayError, BackPressureError, DeploymentUnavailableError) as error:
-        raise ServiceError(f"the process that was asked has gone or is overloaded: {type(error).__name__}") from error
 
 
 class ServeBackend:

@@ -156,9 +156,8 @@ class Generator:
         """End a session for good."""
         live = self._known(session)
         at = live.next_chunk
-        if session in self.sessions:
-            live.enter(State.STOPPED, self.clock(), "asked for")
-            await self._forget(live)
+        live.enter(State.STOPPED, self.clock(), "asked for")
+        await self._forget(live)
         return {"session": session, "do": "stop", "from": at}
 
     async def watch(
@@ -376,10 +375,10 @@ class Generator:
             raise
 
     async def _put_away_now(self, live: Live, reason: str) -> None:
-        """The same from inside the loop; if the vault is full the session stays where it is, and is asked again."""
+        """The same from inside the loop; if the vault is full or gone the session stays, and is asked again later."""
         try:
             await self._compute(self.worker.put_away, live.id)
-        except NoCapacity as error:
+        except FAILURES as error:
             live.since, live.reason = self.clock(), str(error)
         else:
             live.enter(State.PAUSED, self.clock(), reason)

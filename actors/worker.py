@@ -7,7 +7,7 @@ the one that cannot go on fails.
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from actors.reel import Glimpse, Order, Piece, Reel
@@ -114,8 +114,11 @@ class Worker:
         """A second take with the same past; raises ``NoCapacity``."""
         parent = self._reel(session)
         stream = self._with_room(lambda: parent.on.fork(seed))
+        director = (
+            None if parent.director is None else replace(parent.director)
+        )  # each keeps its own place in the script
         self.reels[child] = Reel(
-            child, self.codecs, stream, parent.decoder.fork(), self._encoder(), parent.director, parent.subject
+            child, self.codecs, stream, parent.decoder.fork(), self._encoder(), director, parent.subject
         )
         self.reels[child].pieces = parent.pieces
         self.reels[child].thumbnails = dict(parent.thumbnails)
