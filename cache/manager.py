@@ -6,14 +6,15 @@ books as they were. ``commit`` is idempotent per chunk.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from cache.books import Books, CacheConfig, CacheStatistics
 from cache.decisions import DecisionLog
 from cache.drift import ChannelStatistics, DriftControl, DriftVerdict, Reference, Rung
 from cache.keep_set import Role
 from cache.ledger import Ledger, Subject
-from cache.plan import Cut, Directive, Eviction, Plan, PromptChange
+from cache.operations import Recorder, plain_commit, plain_directive
+from cache.plan import Cut, Directive, Eviction, Plan, PromptChange, ReturnTo
 from cache.planner import encoding, replan
 from cache.policies.base import Policy
 from cache.positions import PositionMap
@@ -29,6 +30,7 @@ class _Open:
 
     drift: DriftControl
     references: dict[str, Reference]
+    seen: Mapping[str, ChannelStatistics] = field(default_factory=dict)
 
 
 class CacheManager:
@@ -50,7 +52,7 @@ class CacheManager:
         policy.budgets.check(specs, config.positions.slots)
         self.books = Books(session, specs, policy.budgets, config)
         self.policy = policy
-        self.holdings = holdings
+        self.recorder = Recorder(holdings)
         self.drift = DriftControl(config.drift)
         self._open: _Open | None = None
         self._last: Plan | None = None
@@ -103,6 +105,11 @@ class CacheManager:
         """Raise ``IntegrityError`` if an invariant of the books does not hold."""
         self.books.check_integrity(self.in_progress)
 
+    def record(self, recorder: Recorder) -> None:
+        """Have operations noted by ``recorder`` from now on, which goes on from other books of this session."""
+        recorder.holdings = self.recorder.holdings
+        self.recorder = recorder
+
     # -- the life of a chunk
 
     def open_scene(self, name: str, prompt: str) -> None:
@@ -120,9 +127,12 @@ class CacheManager:
             TransactionError: a chunk is in progress.
         """
         self._require_closed("direct")
+        plan = self._change_prompt(directive) if isinstance(directive, PromptChange) else self._enter(directive)
+        self.recorder.note("direct", plain_directive(directive))
+        return plan
+
+    def _enter(self, directive: Cut | ReturnTo) -> Plan:
         at = self.next_chunk
-        if isinstance(directive, PromptChange):
-            return self._change_prompt(directive)
         if isinstance(directive, Cut):
             for forgotten in self.scenes.cut(directive.scene, directive.prompt, at):
                 self.log.add(at, "forget scene", f"{forgotten.name!r}: too many scenes")
@@ -148,7 +158,7 @@ class CacheManager:
 
     def judge(self, seen: Mapping[str, ChannelStatistics]) -> DriftVerdict:
         """Decide how the copy of the chunk in progress is corrected before it is committed."""
-        self._require_open("judge")
+        self._require_open("judge").seen = seen
         verdict = self.drift.judge(self.scenes.current.reference, seen)
         if verdict.changed:
             self.log.add(self.next_chunk, "repair", verdict.changed)
@@ -164,7 +174,7 @@ class CacheManager:
         """
         if self._last is not None and chunk == self.next_chunk - 1 and self._open is None:
             return self._last
-        self._require_open("commit")
+        opened = self._require_open("commit")
         if chunk != self.next_chunk:
             raise TransactionError(f"commit of chunk {chunk}; chunk {self.next_chunk} is in progress")
         for ledger in self.ledgers.values():
@@ -181,6 +191,7 @@ class CacheManager:
         if mass is not None:
             self.books.weigh(mass)
         self._last = self._replan()
+        self.recorder.note("commit", plain_commit(chunk, opened.seen, mass))
         return self._last
 
     def abort(self) -> dict[AttentionType, int]:
@@ -221,7 +232,10 @@ class CacheManager:
             slot = self.ledgers[t].entries[chunk].slot
             self.ledgers[t].subject = Subject(chunk, count, score, slot)
         self.log.add(self.next_chunk, "subject", f"score {score:.3f}, {dict(tokens)} tokens", chunk)
-        return self._replan()
+        plan = self._replan()
+        plain = {t.value: count for t, count in tokens.items()}
+        self.recorder.note("subject", {"chunk": chunk, "tokens": plain, "score": score})
+        return plan
 
     @property
     def wants_subject(self) -> bool:
@@ -236,6 +250,7 @@ class CacheManager:
         self.books.mass.pop(chunk, None)
         self.books.lost |= {(t, chunk) for t in TYPES}
         self.log.add(self.next_chunk, "give up", reason, chunk)
+        self.recorder.note("give_up", {"chunk": chunk, "reason": reason})
         return evictions
 
     @property
@@ -252,7 +267,7 @@ class CacheManager:
     # -- inside
 
     def _replan(self) -> Plan:
-        return replan(self.books, self.policy, self.holdings, self.drift.rung)
+        return replan(self.books, self.policy, self.recorder, self.drift.rung)
 
     def _require_closed(self, call: str) -> None:
         if self._open is not None:

@@ -165,15 +165,15 @@ def test_a_store_that_holds_nothing_is_asked_once_and_the_log_says_so() -> None:
             self.asked += 1
             return NOTHING
 
-    made.holdings = Empty()
+    made.recorder.holdings = Empty()
     run(made, 6)
     made.direct(cut("b"))
     run(made, 10)
     made.direct(back("opening"))
-    asked = Empty.asked = made.holdings.asked
+    asked = Empty.asked = made.recorder.holdings.asked
     assert asked > 0
     run(made, 5)
-    assert made.holdings.asked == asked
+    assert made.recorder.holdings.asked == asked
     assert {d.action for d in made.log if d.action == "not restored"}
 
 
