@@ -17,7 +17,7 @@ from ray.serve.config import RequestRouterConfig
 
 import web
 from actors import serving
-from actors.deployments import DIRECTORY, NAMESPACE, GeneratorReplica, SegmenterReplica, gateway_builder
+from actors.deployments import DIRECTORY, NAMESPACE, Around, GeneratorReplica, SegmenterReplica, gateway_builder
 from settings import Settings, build_segmenter, build_worker, load
 
 NAME, GENERATOR = "longtake", "generator"
@@ -62,7 +62,8 @@ def application(settings: Settings) -> Application:
         max_ongoing_requests=10_000,
     )
     build_one = partial(build_worker, settings)
-    generators = generator.bind(build_one, service.vault_bytes, service.stuck_s, _segmenters(settings), service.sight_s)
+    around = Around(service.vault_bytes, service.ledgers, service.stuck_s, service.sight_s)
+    generators = generator.bind(build_one, around, _segmenters(settings))
     bound: Application = gateway.bind(generators)
     return bound
 

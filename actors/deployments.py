@@ -1,9 +1,10 @@
 """The plain classes as Ray Serve deployments and Ray actors: how they find each other, and nothing else."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
+from actors.bookkeeping import Ledger
 from actors.directory import SessionDirectory
 from actors.gateway import gateway
 from actors.generator import Generator
+from actors.ledger_service import Entry, LedgerShard, Statement, Verdict, shard_of
 from actors.limits import Limits
 from actors.live import State
 from actors.pace import Pace
@@ -30,7 +33,7 @@ from errors import LongtakeError, ServiceError
 from models.segmenter import Finding, Segmenter
 
 NAMESPACE = "longtake"
-DIRECTORY, VAULT = "session-directory", "vault"
+DIRECTORY, VAULT, LEDGER = "session-directory", "vault", "ledger"
 BEAT_S = 1.0
 
 
@@ -84,6 +87,33 @@ class RemoteVault(Vault):
         self.handle.drop.remote(session)
 
 
+class RemoteLedger(Ledger):
+    """The ledger service's shards, each a named actor that Ray makes anew, empty, if it dies."""
+
+    def __init__(self, shards: int) -> None:
+        self.shards = [shared(f"{LEDGER}-{i}", LedgerShard) for i in range(shards)]
+
+    def shard(self, session: str) -> int:
+        return shard_of(session, len(self.shards))
+
+    async def open(self, statement: Statement) -> int:
+        with told_plainly():
+            epoch: int = await self.shards[self.shard(statement.session)].open.remote(statement)
+            return epoch
+
+    async def state(self, statement: Statement, epoch: int) -> None:
+        with told_plainly():
+            await self.shards[self.shard(statement.session)].state.remote(statement, epoch)
+
+    async def commit(self, shard: int, entries: Sequence[Entry]) -> list[Verdict]:
+        with told_plainly():
+            verdicts: list[Verdict] = await self.shards[shard].commit.remote(list(entries))
+            return verdicts
+
+    async def close(self, session: str, epoch: int) -> None:
+        self.shards[self.shard(session)].close.remote(session, epoch)
+
+
 class SegmenterReplica:
     """One segmenter as a Serve replica. Frames come as an array and masks go as one, never as tensors."""
 
@@ -110,18 +140,27 @@ async def seen_by(segmenter: Handle, sight_s: float, glimpse: Glimpse) -> Findin
     return Finding(torch.from_numpy(scores.copy()), torch.from_numpy(masks.copy()))
 
 
+@dataclass(frozen=True)
+class Around:
+    """What a generator is told of the processes around it; see ``settings.ServiceSettings``."""
+
+    vault_bytes: int
+    ledgers: int
+    stuck_s: float
+    sight_s: float
+
+
 class GeneratorReplica:
     """One generator as a Serve replica; tells the directory every second what it holds."""
 
-    def __init__(
-        self, build: Callable[[Vault], Worker], vault_bytes: int, stuck_s: float, segmenter: Handle, sight_s: float
-    ) -> None:
-        """``segmenter``: handle of the segmenters, or ``None``; a finding is waited for ``sight_s`` at most."""
+    def __init__(self, build: Callable[[Vault], Worker], around: Around, segmenter: Handle) -> None:
+        """``segmenter``: handle of the segmenters, or ``None``."""
         self.name: str = serve.get_replica_context().replica_id.unique_id
         self.directory = directory()
-        vault = RemoteVault(shared(VAULT, HostVault, vault_bytes))
-        see = None if segmenter is None else partial(seen_by, segmenter, sight_s)
-        self.generator = Generator(build(vault), see=see, stuck_s=stuck_s)
+        vault = RemoteVault(shared(VAULT, HostVault, around.vault_bytes))
+        see = None if segmenter is None else partial(seen_by, segmenter, around.sight_s)
+        ledger = RemoteLedger(around.ledgers)
+        self.generator = Generator(build(vault), see=see, ledger=ledger, stuck_s=around.stuck_s)
         self._beat: asyncio.Task[None] | None = None
 
     async def reconfigure(self, config: dict[str, Any]) -> None:

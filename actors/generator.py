@@ -6,33 +6,25 @@ loop hands it what was asked for in the meantime, in the order in which it came.
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from actors.live import OVER, Live, State, Watching
+from actors.bookkeeping import Bookkeeper, Ledger, OwnLedger
+from actors.compute import Compute
+from actors.live import OVER, Live, State
 from actors.pace import Pace
-from actors.reel import Glimpse, Order, Piece
-from actors.worker import FAILURES, Direction, Made, Worker
-from errors import BadMessage, NoCapacity, SessionOver, UnknownSession
+from actors.reel import Glimpse, Order
+from actors.showing import messages
+from actors.worker import FAILURES, Direction, Made, Stepped, Worker
+from errors import BadMessage, LongtakeError, NoCapacity, SessionOver, UnknownSession
 from models.segmenter import Finding
 
 See = Callable[[Glimpse], Awaitable[Finding]]
 LONGEST_WAIT = 1.0  # seconds between two looks at who is idle
-JOBS = 256
+CONFIRM_S = 0.05  # how long a batch stays together for the ledger service's answers
 CALLS = {"control", "pause", "resume", "fork", "stop", "acknowledge", "inspect", "thumbnail"}
-
-
-@dataclass
-class Job:
-    """Something for the compute thread, and who waits for it."""
-
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...]
-    done: "asyncio.Future[Any]"
 
 
 class Generator:
@@ -40,6 +32,7 @@ class Generator:
 
     Args:
         see: scores a glimpse, elsewhere; without it no subject anchor is harvested.
+        ledger: the ledger service; by default one in this process.
         stuck_s: a step that takes longer makes ``check_health`` raise.
         clock: monotonic seconds.
     """
@@ -49,6 +42,7 @@ class Generator:
         worker: Worker,
         pace: Pace | None = None,
         see: See | None = None,
+        ledger: Ledger | None = None,
         stuck_s: float = 120.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -56,11 +50,9 @@ class Generator:
         self.seconds = float(worker.engine.backbone.geometry.seconds)
         self.capacity = worker.engine.config.sessions
         self.sessions: dict[str, Live] = {}
-        self._thread = ThreadPoolExecutor(1, "compute")
-        self._jobs: deque[Job] = deque()
-        self._wake = asyncio.Event()
-        self._busy_since: float | None = None
-        self._looks: set[asyncio.Task[None]] = set()
+        self.compute = Compute(worker, clock)
+        self.books = Bookkeeper(ledger or OwnLedger(), partial(self._between, worker.statement), clock=clock)
+        self._tasks: set[asyncio.Task[None]] = set()
         self._loop: asyncio.Task[None] | None = None
 
     # -- life
@@ -75,7 +67,7 @@ class Generator:
         self.pace = pace
         for live in self.sessions.values():
             live.pace = pace
-        self._wake.set()
+        self.compute.wake.set()
 
     async def close(self) -> None:
         """End every session and the loop; a step in progress is waited for."""
@@ -83,21 +75,19 @@ class Generator:
             self._loop.cancel()
             with suppress(asyncio.CancelledError):
                 await self._loop
-        for look in self._looks:
-            look.cancel()
+        for task in self._tasks:
+            task.cancel()
         for live in list(self.sessions.values()):
-            await asyncio.get_running_loop().run_in_executor(self._thread, self.worker.close, live.id)
+            await self.compute.now(self.worker.close, live.id)
             live.enter(State.STOPPED, self.clock(), "the generator closes")
-        self._thread.shutdown()
-        for job in self._jobs:
-            if not job.done.done():
-                job.done.set_exception(SessionOver("the generator closes"))
+        self.compute.close()
 
     def check_health(self) -> None:
         """Raise ``RuntimeError`` if the loop has ended or a step is stuck."""
         if self._loop is not None and self._loop.done():
             raise RuntimeError(f"the step loop has ended: {self._loop!r}")
-        if self._busy_since is not None and self.clock() - self._busy_since > self.stuck_s:
+        busy = self.compute.busy_since
+        if busy is not None and self.clock() - busy > self.stuck_s:
             raise RuntimeError(f"a step has been running for more than {self.stuck_s:g} s")
 
     # -- what gateways ask
@@ -119,16 +109,21 @@ class Generator:
         """
         if session in self.sessions:
             raise BadMessage(f"session {session!r} exists already")
-        await self._do(self.worker.open, session, order)
+        await self._between(self.worker.open, session, order)
+        await self._book(session)
         self.sessions[session] = Live(session, self.pace, self.seconds, self.clock(), owner)
-        self._wake.set()
+        self.compute.wake.set()
         return self.describe(session)
 
     async def control(self, session: str, direction: Direction) -> dict[str, Any]:
         """Direct a session; the receipt says from which chunk it holds."""
         live = self._open(session)
         await self._ensure_on(live)
-        return {"session": session, "do": direction.do, "from": await self._do(self.worker.direct, session, direction)}
+        return {
+            "session": session,
+            "do": direction.do,
+            "from": await self._between(self.worker.direct, session, direction),
+        }
 
     async def pause(self, session: str) -> dict[str, Any]:
         """Put a session away until ``resume``; idempotent."""
@@ -146,10 +141,11 @@ class Generator:
         """A second session with the same past."""
         live = self._open(session)
         await self._ensure_on(live)
-        begin = await self._do(self._fork, session, child, seed)
+        begin = await self._between(self._fork, session, child, seed)
+        await self._book(child)
         forked = Live(child, self.pace, self.seconds, self.clock(), live.owner, base=begin - 1, next_chunk=begin)
         self.sessions[child] = forked
-        self._wake.set()
+        self.compute.wake.set()
         return {"session": session, "do": "fork", "from": begin, "child": child}
 
     async def stop(self, session: str) -> dict[str, Any]:
@@ -171,38 +167,14 @@ class Generator:
         try:
             if live.state is State.PAUSED and not live.held:
                 await self._ensure_on(live)
-            self._wake.set()
+            self.compute.wake.set()
             yield {"type": "hello", **self.describe(session), "first": watching.viewer.acked + 1, "missed": missed}
-            async for message in self._messages(live, watching):
+            async for message in messages(live, watching):
                 yield message
         finally:
             if live.watching.get(viewer) is watching:
                 live.detach(viewer, self.clock())
-            self._wake.set()
-
-    async def _messages(self, live: Live, watching: Watching) -> AsyncIterator[dict[str, Any]]:
-        told, headed = live.state, False
-        while True:
-            watching.news.clear()
-            for piece in live.take(watching):
-                if live.header and not headed:
-                    headed = True
-                    yield {"type": "init", "data": live.header, "mime": live.mime}
-                yield chunk_message(piece)
-                if piece.last:
-                    yield {"type": "end", "state": State.FINISHED.value, "reason": "the take is over"}
-                    return
-            if watching.dropped:
-                yield {"type": "end", "state": "dropped", "reason": watching.dropped}
-                return
-            unseen = live.state is State.FINISHED and watching.viewer.sent + 1 < live.next_chunk
-            if live.state in OVER and not unseen:
-                yield {"type": "end", "state": live.state.value, "reason": live.reason}
-                return
-            if live.state is not told:
-                told = live.state
-                yield {"type": "state", "state": live.state.value, "reason": live.reason}
-            await watching.news.wait()
+            self.compute.wake.set()
 
     async def acknowledge(
         self, session: str, viewer: str, chunk: int, credits: int, buffered: float | None = None
@@ -217,17 +189,17 @@ class Generator:
         if live.state is State.PAUSED and not live.held:
             with suppress(NoCapacity):  # tried again at its next acknowledgement
                 await self._ensure_on(live)
-        self._wake.set()
+        self.compute.wake.set()
 
     async def inspect(self, session: str) -> dict[str, Any]:
         """What the cache of a session holds and did."""
         self._known(session)
-        return {**self.describe(session), **await self._do(self.worker.inspect, session)}
+        return {**self.describe(session), **await self._between(self.worker.inspect, session)}
 
     async def thumbnail(self, session: str, scene: str) -> bytes | None:
         """A JPEG of a scene."""
         self._known(session)
-        found: bytes | None = await self._do(self.worker.thumbnail, session, scene)
+        found: bytes | None = await self._between(self.worker.thumbnail, session, scene)
         return found
 
     def describe(self, session: str) -> dict[str, Any]:
@@ -256,25 +228,43 @@ class Generator:
 
     async def _run(self) -> None:
         while True:
-            await self._jobs_done()
+            await self.compute.drain()
             await self._tend()
             batch = sorted((live for live in self.sessions.values() if live.due), key=lambda live: live.deadline)
             if batch:
                 await self._step(batch[: self.pace.batch])
-            elif not self._jobs:
+            elif not self.compute.jobs:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), LONGEST_WAIT)
-                self._wake.clear()
+                    async with asyncio.timeout(LONGEST_WAIT):  # ``wait_for`` may lose a cancellation
+                        await self.compute.wake.wait()
+                self.compute.wake.clear()
 
     async def _step(self, batch: list[Live]) -> None:
-        made: dict[str, Made] = await self._compute(self.worker.step, [live.id for live in batch])
-        now = self.clock()
+        """One chunk of every session; the ledger service books it while it is encoded, and then it is published."""
+        stepped: dict[str, Stepped] = await self.compute.now(self.worker.step, [live.id for live in batch])
+        entries = [one.entry for one in stepped.values() if one.entry is not None]
+        booked = [asyncio.create_task(self.books.confirm(group)) for group in self.books.by_shard(entries)]
         for live in batch:
-            one = made[live.id]
-            if live.state in OVER:
+            failure = stepped[live.id].failure
+            live.unconfirmed = failure is None
+            if failure is not None:
+                live.enter(State.FAILED, self.clock(), str(failure))
+        chunks = {session: one.chunk for session, one in stepped.items() if one.chunk is not None}
+        made: dict[str, Made] = await self.compute.now(self.worker.show, chunks)
+        shown = [self._spawn(self._publish(verdicts, made)) for verdicts in booked]
+        if shown:
+            await asyncio.wait(shown, timeout=CONFIRM_S)
+
+    async def _publish(self, verdicts: "asyncio.Task[dict[str, LongtakeError | None]]", made: dict[str, Made]) -> None:
+        """Give viewers what the ledger service has booked."""
+        for session, refused in (await verdicts).items():
+            live, one = self.sessions.get(session), made[session]
+            if live is None or live.state in OVER:
                 continue
-            if one.piece is None:
-                live.enter(State.FAILED, now, str(one.failure))
+            live.unconfirmed = False
+            now, failure = self.clock(), refused or one.failure
+            if failure is not None or one.piece is None:
+                live.enter(State.FAILED, now, str(failure))
                 continue
             if one.init is not None:
                 live.header, live.mime = one.init.data, one.init.mime
@@ -283,6 +273,7 @@ class Generator:
                 live.enter(State.FINISHED, now, "the take is over")
             if one.glimpse is not None and self.see is not None and not live.looking:
                 self._look(live, one.glimpse, self.see)
+        self.compute.wake.set()
 
     def _look(self, live: Live, glimpse: Glimpse, see: See) -> None:
         """Let the segmenter see a glimpse, without waiting; at most one per session at a time."""
@@ -290,30 +281,20 @@ class Generator:
         async def look() -> None:
             try:
                 finding = await see(glimpse)
-                await self._do(self.worker.offer, live.id, glimpse, finding)
+                await self._between(self.worker.offer, live.id, glimpse, finding)
             except FAILURES as error:  # a slow or dead segmenter delays the anchor, never the stream
                 live.reason = live.reason or f"segmenter: {error!r}"
             finally:
                 live.looking = False
 
         live.looking = True
-        task = asyncio.create_task(look())
-        self._looks.add(task)
-        task.add_done_callback(self._looks.discard)
+        self._spawn(look())
 
-    async def _jobs_done(self) -> None:
-        while self._jobs:
-            job = self._jobs.popleft()
-            if job.done.cancelled():
-                continue
-            try:
-                result = await self._compute(job.function, *job.arguments)
-            except FAILURES as error:
-                if not job.done.cancelled():
-                    job.done.set_exception(error)
-            else:
-                if not job.done.cancelled():
-                    job.done.set_result(result)
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _tend(self) -> None:
         """Let go of viewers that stall others, put away who is idle or waits too long, forget who is over."""
@@ -329,28 +310,23 @@ class Generator:
             elif live.state is State.RUNNING and not live.watching and now - live.since > self.pace.idle_s:
                 await self._put_away_now(live, "nobody watches")
             elif live.state in OVER and not live.watching and now - live.since > self.pace.linger_s:
-                await self._compute(self.worker.close, live.id)
+                await self.compute.now(self.worker.close, live.id)
+                await self.books.close(live.id)
                 self.sessions.pop(live.id, None)
 
     # -- inside
 
-    async def _compute(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        self._busy_since = self.clock()
-        try:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._thread, self.worker.call, function, *arguments)
-        finally:
-            self._busy_since = None
-
-    async def _do(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Have the loop run something between two steps."""
-        if len(self._jobs) >= JOBS:
-            raise NoCapacity(f"{len(self._jobs)} requests wait for the generator; expected at most {JOBS}")
+    async def _between(self, function: Callable[..., Any], *arguments: Any) -> Any:
         self.start()
-        job = Job(function, arguments, asyncio.get_running_loop().create_future())
-        self._jobs.append(job)
-        self._wake.set()
-        return await job.done
+        return await self.compute.between(function, *arguments)
+
+    async def _book(self, session: str) -> None:
+        """Enter a new session in the ledger service; if that fails there is no session."""
+        try:
+            await self.books.open(session)
+        except BaseException:
+            await self._between(self.worker.close, session)
+            raise
 
     def _fork(self, session: str, child: str, seed: int | None) -> int:
         self.worker.fork(session, child, seed)
@@ -358,10 +334,10 @@ class Generator:
 
     async def _ensure_on(self, live: Live) -> None:
         if live.state is State.PAUSED:
-            await self._do(self.worker.bring_back, live.id)
+            await self._between(self.worker.bring_back, live.id)
             if live.state is State.PAUSED:
                 live.enter(State.RUNNING, self.clock())
-                self._wake.set()
+                self.compute.wake.set()
 
     async def _put_away(self, live: Live, reason: str, held: bool) -> None:
         if live.state in OVER:
@@ -369,7 +345,7 @@ class Generator:
         before = live.state
         live.enter(State.PAUSED, self.clock(), reason, held)  # first: from now on no step may take it
         try:
-            await self._do(self.worker.put_away, live.id)
+            await self._between(self.worker.put_away, live.id)
         except FAILURES:
             live.enter(before, self.clock())
             raise
@@ -377,14 +353,15 @@ class Generator:
     async def _put_away_now(self, live: Live, reason: str) -> None:
         """The same from inside the loop; if the vault is full or gone the session stays, and is asked again later."""
         try:
-            await self._compute(self.worker.put_away, live.id)
+            await self.compute.now(self.worker.put_away, live.id)
         except FAILURES as error:
             live.since, live.reason = self.clock(), str(error)
         else:
             live.enter(State.PAUSED, self.clock(), reason)
 
     async def _forget(self, live: Live) -> None:
-        await self._do(self.worker.close, live.id)
+        await self._between(self.worker.close, live.id)
+        await self.books.close(live.id)
         self.sessions.pop(live.id, None)
 
     def _known(self, session: str) -> Live:
@@ -397,16 +374,3 @@ class Generator:
         if live.state in OVER:
             raise SessionOver(f"{session} is {live.state.value}: {live.reason or 'it takes no more directions'}")
         return live
-
-
-def chunk_message(piece: Piece) -> dict[str, Any]:
-    """A piece as it goes to a viewer."""
-    return {
-        "type": "chunk",
-        "index": piece.index,
-        "scene": piece.scene,
-        "start": float(piece.start),
-        "drift": round(piece.drift, 4),
-        "key": piece.key,
-        "data": piece.data,
-    }

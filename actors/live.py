@@ -42,6 +42,7 @@ class Live:
         since: when it came into its present state, or when its last viewer left.
         pieces: the newest media, at most ``pace.kept``.
         looking: whether the segmenter is at work for it.
+        unconfirmed: whether its newest chunk waits for the ledger service.
     """
 
     id: str
@@ -57,6 +58,7 @@ class Live:
     header: bytes = b""
     mime: str = ""
     looking: bool = False
+    unconfirmed: bool = False
     misses: int = 0
     watching: dict[str, Watching] = field(default_factory=dict)
     pieces: deque[Piece] = field(default_factory=deque)
@@ -69,7 +71,8 @@ class Live:
     @property
     def due(self) -> bool:
         """Whether its next chunk may be made now."""
-        return self.state is State.RUNNING and has_room(self.next_chunk, self.base, self.viewers, self.pace)
+        free = self.state is State.RUNNING and not self.unconfirmed
+        return free and has_room(self.next_chunk, self.base, self.viewers, self.pace)
 
     @property
     def deadline(self) -> float:

@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from PIL import Image
 
+from actors.ledger_service import Entry, Statement
+from cache.operations import Recorder
+from cache.replica import digest
 from cache.spec import TYPES
 from errors import SessionOver, StreamError
 from media.encoder import Encoder, Fragment, Init, Segment
@@ -72,6 +75,15 @@ class Glimpse:
     description: str
 
 
+@dataclass(frozen=True)
+class Away:
+    """What stands for a stream that is put away: what was inspected of it then, its books, and who notes them."""
+
+    inspected: dict[str, Any]
+    books: Statement
+    recorder: Recorder
+
+
 @dataclass
 class Reel:
     """One take; see the module."""
@@ -87,7 +99,7 @@ class Reel:
     pieces: int = 0
     drift: deque[tuple[int, float, int]] = field(default_factory=lambda: deque(maxlen=HISTORY))
     thumbnails: dict[str, bytes] = field(default_factory=dict)
-    inspected: dict[str, Any] = field(default_factory=dict)
+    away: Away | None = None
 
     @property
     def on(self) -> Stream:
@@ -121,6 +133,12 @@ class Reel:
             self.on.decisions.add(self.next_chunk, "script passed over", str(error))
             return str(error)
         return ""
+
+    def entry(self, chunk: int) -> Entry:
+        """What the ledger service is told of the commit of ``chunk``."""
+        manager = self.on.session.manager
+        number, operations = manager.recorder.take()
+        return Entry(self.id, chunk, number, operations, digest(manager))
 
     def show(self, chunk: Chunk) -> tuple[Piece, torch.Tensor]:
         """Decode and encode one published chunk."""

@@ -5,12 +5,14 @@ the one that cannot go on fails.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
-from actors.reel import Glimpse, Order, Piece, Reel
+from actors.ledger_service import Entry, Statement, Terms
+from actors.reel import Away, Glimpse, Order, Piece, Reel
+from cache.state import dump
 from errors import BadMessage, LongtakeError, NoCapacity, PoolExhausted, StreamError, UnknownSession
 from media.encoder import Encoder, Init
 from media.encoding import Encoding
@@ -59,8 +61,17 @@ class Direction:
 
 
 @dataclass(frozen=True)
+class Stepped:
+    """What a step made of one session: a chunk and its entry for the ledger service, or why it cannot go on."""
+
+    chunk: Chunk | None
+    entry: Entry | None = None
+    failure: LongtakeError | None = None
+
+
+@dataclass(frozen=True)
 class Made:
-    """What a step made of one session: a piece, perhaps something for the segmenter, or why it cannot go on."""
+    """What viewers get of a chunk, perhaps something for the segmenter, or why the session cannot go on."""
 
     piece: Piece | None
     init: Init | None = None
@@ -81,6 +92,7 @@ class Worker:
     ) -> None:
         self.engine, self.codecs, self.vault, self.keeper = engine, codecs, vault, keeper
         self.encoding = encoding or Encoding(audio="opus")
+        self.terms = Terms(engine.specs, engine.policy, engine.config.cache)
         self.reels: dict[str, Reel] = {}
         self._inside = threading.Lock()
 
@@ -114,9 +126,7 @@ class Worker:
         """A second take with the same past; raises ``NoCapacity``."""
         parent = self._reel(session)
         stream = self._with_room(lambda: parent.on.fork(seed))
-        director = (
-            None if parent.director is None else replace(parent.director)
-        )  # each keeps its own place in the script
+        director = parent.director and replace(parent.director)  # each keeps its own place in the script
         self.reels[child] = Reel(
             child, self.codecs, stream, parent.decoder.fork(), self._encoder(), director, parent.subject
         )
@@ -132,17 +142,19 @@ class Worker:
         reel = self._reel(session)
         if reel.stream is None:
             return
-        reel.inspected = reel.inspect()
+        away = Away(reel.inspect(), self.statement(session), reel.stream.session.manager.recorder)
         self.vault.put(session, reel.stream.snapshot())
         reel.stream.close()
-        reel.stream = None
+        reel.stream, reel.away = None, away
 
     def bring_back(self, session: str) -> None:
         """The stream as it was put away, bit for bit. Idempotent; raises ``NoCapacity`` if the pool is full."""
         reel = self._reel(session)
-        if reel.stream is None:
+        if reel.away is not None:
             data = self.vault.take(session)
-            reel.stream = self._with_room(lambda: Stream.resume(self.engine, data))
+            stream = self._with_room(lambda: Stream.resume(self.engine, data))
+            stream.session.manager.record(reel.away.recorder)
+            reel.stream, reel.away = stream, None
             self.vault.drop(session)
 
     def close(self, session: str) -> None:
@@ -155,33 +167,38 @@ class Worker:
 
     # -- chunks and directions
 
-    def step(self, sessions: Sequence[str]) -> dict[str, Made]:
-        """The next chunk of every session, which must all be on; by session."""
-        made: dict[str, Made] = {}
+    def step(self, sessions: Sequence[str]) -> dict[str, Stepped]:
+        """The next chunk of every session, which must all be on; by session. ``show`` must follow."""
+        made: dict[str, Stepped] = {}
         ready: list[Reel] = []
         for reel in map(self._reel, sessions):
             try:
                 reel.direct()
                 ready.append(reel)
             except FAILURES as error:
-                made[reel.id] = _failed(error)
-        for reel, chunk in zip(ready, self._chunks(ready), strict=True):
-            made[reel.id] = self._show(reel, chunk) if isinstance(chunk, Chunk) else chunk
+                made[reel.id] = Stepped(None, failure=_plainly(error))
+        for reel, stepped in zip(ready, self._chunks(ready), strict=True):
+            made[reel.id] = stepped
         return made
 
-    def _chunks(self, reels: Sequence[Reel]) -> list[Chunk | Made]:
+    def _chunks(self, reels: Sequence[Reel]) -> list[Stepped]:
         try:
-            return list(self.engine.step([reel.on.session for reel in reels]))
+            chunks = self.engine.step([reel.on.session for reel in reels])
+            return [Stepped(chunk, reel.entry(chunk.index)) for reel, chunk in zip(reels, chunks, strict=True)]
         except FAILURES as error:
             if len(reels) == 1:
-                return [_failed(error)]
-        return [chunk for reel in reels for chunk in self._chunks([reel])]
+                return [Stepped(None, failure=_plainly(error))]
+        return [stepped for reel in reels for stepped in self._chunks([reel])]
+
+    def show(self, chunks: Mapping[str, Chunk]) -> dict[str, Made]:
+        """Decode and encode what ``step`` made; by session."""
+        return {session: self._show(self._reel(session), chunk) for session, chunk in chunks.items()}
 
     def _show(self, reel: Reel, chunk: Chunk) -> Made:
         try:
             piece, frames = reel.show(chunk)
         except FAILURES as error:
-            return _failed(error)
+            return Made(None, failure=_plainly(error))
         keeper = self.keeper
         if keeper is None or not reel.description or not keeper.due(reel.on, chunk.index) or not len(frames):
             return Made(piece, reel.init)
@@ -189,6 +206,14 @@ class Worker:
         return Made(
             piece, reel.init, Glimpse(chunk.index, frames[at].clone(), tuple(at), len(frames), reel.description)
         )
+
+    def statement(self, session: str) -> Statement:
+        """Whole books of a session, for the ledger service."""
+        reel = self._reel(session)
+        if reel.away is not None:
+            return reel.away.books
+        manager = reel.on.session.manager
+        return Statement(session, self.terms, dump(manager), manager.recorder.noted)
 
     def direct(self, session: str, direction: Direction) -> int:
         """Carry out a direction; returns the chunk from which it holds. Raises what the stream raises."""
@@ -219,7 +244,7 @@ class Worker:
     def inspect(self, session: str) -> dict[str, Any]:
         """What the cache of a session holds and did, as plain data; of one that is put away, as of then."""
         reel = self._reel(session)
-        return reel.inspected if reel.stream is None else reel.inspect()
+        return reel.inspect() if reel.away is None else reel.away.inspected
 
     def thumbnail(self, session: str, scene: str) -> bytes | None:
         """A JPEG of a scene, if it has been seen."""
@@ -246,5 +271,5 @@ class Worker:
         return Encoder(width, height, codecs.fps, codecs.sample_rate, codecs.channels, self.encoding)
 
 
-def _failed(error: Exception) -> Made:
-    return Made(None, failure=error if isinstance(error, LongtakeError) else StreamError(f"the step failed: {error!r}"))
+def _plainly(error: Exception) -> LongtakeError:
+    return error if isinstance(error, LongtakeError) else StreamError(f"the step failed: {error!r}")

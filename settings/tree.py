@@ -86,6 +86,7 @@ class ServiceSettings:
     Args:
         gateways, generators: replicas of each.
         cpus, gpus: of one generator, as Ray counts them; a fraction of a GPU is allowed.
+        ledgers: shards of the ledger service.
         segmenters: replicas of the segmenter, where ``segmenter.kind`` wants one; ``segmenter_gpus`` of each.
         sight_s: a finding that takes longer is given up; the anchor waits for the next one.
         vault_bytes: host memory for streams that are put away, in the whole cluster.
@@ -96,6 +97,7 @@ class ServiceSettings:
     generators: int = 1
     cpus: float = 1.0
     gpus: float = 0.0
+    ledgers: int = 1
     segmenters: int = 1
     segmenter_gpus: float = 0.0
     sight_s: float = 30.0
@@ -106,7 +108,7 @@ class ServiceSettings:
     encoding: Encoding = field(default_factory=lambda: Encoding(audio="opus", key_seconds=2.0))
 
     def __post_init__(self) -> None:
-        for name in ("gateways", "generators", "segmenters"):
+        for name in ("gateways", "generators", "ledgers", "segmenters"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"service.{name} is {getattr(self, name)}; expected at least 1")
 

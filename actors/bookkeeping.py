@@ -1,0 +1,120 @@
+"""A generator's side of the ledger service: what a session's newest chunk waits for before it is shown."""
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from actors.ledger_service import Entry, LedgerShard, Statement, Verdict
+from errors import FencedOff, LongtakeError, ServiceError, UnknownSession
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
+State = Callable[[str], Awaitable[Statement]]
+
+
+class Ledger(Protocol):
+    """The ledger service, as a generator calls it. A shard that does not answer raises ``ServiceError``."""
+
+    def shard(self, session: str) -> int:
+        """Which shard has the books of ``session``."""
+        ...
+
+    async def open(self, statement: Statement) -> int:
+        """See ``LedgerShard.open``."""
+        ...
+
+    async def state(self, statement: Statement, epoch: int) -> None:
+        """See ``LedgerShard.state``."""
+        ...
+
+    async def commit(self, shard: int, entries: Sequence[Entry]) -> list[Verdict]:
+        """See ``LedgerShard.commit``."""
+        ...
+
+    async def close(self, session: str, epoch: int) -> None:
+        """See ``LedgerShard.close``; does not wait."""
+        ...
+
+
+class OwnLedger(Ledger):
+    """A ledger service of one shard in the generator's own process, where there is no other."""
+
+    def __init__(self, shard: LedgerShard | None = None) -> None:
+        self.service = shard or LedgerShard()
+
+    def shard(self, session: str) -> int:
+        return 0
+
+    async def open(self, statement: Statement) -> int:
+        return self.service.open(statement)
+
+    async def state(self, statement: Statement, epoch: int) -> None:
+        self.service.state(statement, epoch)
+
+    async def commit(self, shard: int, entries: Sequence[Entry]) -> list[Verdict]:
+        return self.service.commit(entries)
+
+    async def close(self, session: str, epoch: int) -> None:
+        self.service.close(session, epoch)
+
+
+class Bookkeeper:
+    """Epochs of the sessions of one generator, and the confirmation of their commits. Event loop only.
+
+    Args:
+        state: whole books of a session, from the compute thread.
+        patience_s: how long a commit is tried again while the service does not answer.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        state: State,
+        patience_s: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.ledger, self.state, self.patience_s, self.clock = ledger, state, patience_s, clock
+        self.epochs: dict[str, int] = {}
+
+    async def open(self, session: str) -> None:
+        """Take a session over. Raises ``ServiceError``, also while its shard does not answer."""
+        self.epochs[session] = await self.ledger.open(await self.state(session))
+
+    async def close(self, session: str) -> None:
+        """Forget a session."""
+        epoch = self.epochs.pop(session, None)
+        if epoch is not None:
+            await self.ledger.close(session, epoch)
+
+    def by_shard(self, entries: Sequence[Entry]) -> list[list[Entry]]:
+        """Entries that go in one call, so that a shard that is gone keeps nobody else waiting."""
+        groups: defaultdict[int, list[Entry]] = defaultdict(list)
+        for entry in entries:
+            groups[self.ledger.shard(entry.session)].append(entry)
+        return list(groups.values())
+
+    async def confirm(self, entries: Sequence[Entry]) -> dict[str, LongtakeError | None]:
+        """Have entries of one shard booked; by session ``None``, or why it may not go on."""
+        until, pause = self.clock() + self.patience_s, FIRST_PAUSE_S
+        shard = self.ledger.shard(entries[0].session)
+        while True:
+            try:
+                verdicts = await self.ledger.commit(shard, [e.under(self.epochs.get(e.session, 0)) for e in entries])
+                return {e.session: await self._settle(e, v) for e, v in zip(entries, verdicts, strict=True)}
+            except ServiceError as error:
+                if self.clock() + pause > until:
+                    return {e.session: error for e in entries}
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    async def _settle(self, entry: Entry, verdict: Verdict) -> LongtakeError | None:
+        """Raises ``ServiceError`` if the shard does not answer."""
+        try:
+            if verdict is Verdict.FENCED:
+                raise FencedOff(f"another generator has taken {entry.session} over; chunk {entry.chunk} is not shown")
+            if verdict is not Verdict.BOOKED and entry.session in self.epochs:
+                await self.ledger.state(await self.state(entry.session), self.epochs[entry.session])
+        except (FencedOff, UnknownSession) as error:
+            return error
+        return None
