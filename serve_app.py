@@ -5,7 +5,7 @@ serve run serve_app:app settings=longtake.yaml
 """
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from ray.serve.config import RequestRouterConfig
 
 import web
 from actors import serving
-from actors.deployments import DIRECTORY, NAMESPACE, Around, GeneratorReplica, SegmenterReplica, gateway_builder
+from actors.deployments import GeneratorReplica, SegmenterReplica, gateway_builder
+from actors.remote import DIRECTORY, NAMESPACE, Around
 from settings import Settings, build_segmenter, build_worker, load
 
 NAME, GENERATOR = "longtake", "generator"
@@ -62,7 +63,7 @@ def application(settings: Settings) -> Application:
         max_ongoing_requests=10_000,
     )
     build_one = partial(build_worker, settings)
-    around = Around(service.vault_bytes, service.ledgers, service.stuck_s, service.sight_s)
+    around = Around(**{f.name: getattr(service, f.name) for f in fields(Around)})
     generators = generator.bind(build_one, around, _segmenters(settings))
     bound: Application = gateway.bind(generators)
     return bound

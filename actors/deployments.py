@@ -1,117 +1,35 @@
-"""The plain classes as Ray Serve deployments and Ray actors: how they find each other, and nothing else."""
+"""The plain classes as Ray Serve deployments, and nothing else."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 from fastapi import FastAPI
 from numpy.typing import NDArray
 from ray import serve
-from ray.exceptions import RayError, RayTaskError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.exceptions import RayError
+from ray.serve.exceptions import BackPressureError
 
-from actors.bookkeeping import Ledger
-from actors.directory import SessionDirectory
 from actors.gateway import gateway
 from actors.generator import Generator
-from actors.ledger_service import Entry, LedgerShard, Statement, Verdict, shard_of
 from actors.limits import Limits
 from actors.live import State
 from actors.pace import Pace
 from actors.reel import Glimpse, Order
-from actors.vault import HostVault
+from actors.remote import Around, Handle, RemoteLedger, RemoteVault, directory, restore_store, store_calls, told_plainly
+from actors.remote_tier import RemoteTier
 from actors.worker import Vault, Worker
-from errors import LongtakeError, ServiceError
+from cache.tiers import RestoreTier
+from errors import ServiceError
 from models.segmenter import Finding, Segmenter
 
-NAMESPACE = "longtake"
-DIRECTORY, VAULT, LEDGER = "session-directory", "vault", "ledger"
 BEAT_S = 1.0
-
-
-Handle = Any  # Ray makes the methods of handles up as they are called
-
-
-def shared(name: str, kind: type, *arguments: Any) -> Handle:
-    """The actor of that name, made if there is none; it outlives whoever made it, and is made anew if it dies."""
-    actor: Any = ray.remote(num_cpus=0, max_restarts=-1)(kind)
-    return actor.options(name=name, namespace=NAMESPACE, get_if_exists=True, lifetime="detached").remote(*arguments)
-
-
-def directory() -> Handle:
-    """The cluster's session directory."""
-    return shared(DIRECTORY, SessionDirectory)
-
-
-@contextmanager
-def told_plainly() -> Iterator[None]:
-    """Errors of another process as they were raised there, without Ray's traceback in their text.
-
-    Raises:
-        ServiceError: the process has gone, or does not answer.
-    """
-    try:
-        yield
-    except RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, LongtakeError):
-            raise type(cause)(*cause.args) from None
-        raise
-    except (RayError, BackPressureError, DeploymentUnavailableError) as error:
-        raise ServiceError(f"the process that was asked has gone or is overloaded: {type(error).__name__}") from error
-
-
-class RemoteVault(Vault):
-    """The vault's actor, as the compute thread sees it. Snapshots go as bytes, never as tensors."""
-
-    def __init__(self, handle: Handle) -> None:
-        self.handle = handle
-
-    def put(self, session: str, data: bytes) -> None:
-        with told_plainly():
-            ray.get(self.handle.put.remote(session, data))
-
-    def take(self, session: str) -> bytes:
-        with told_plainly():
-            return bytes(ray.get(self.handle.take.remote(session)))
-
-    def drop(self, session: str) -> None:
-        self.handle.drop.remote(session)
-
-
-class RemoteLedger(Ledger):
-    """The ledger service's shards, each a named actor that Ray makes anew, empty, if it dies."""
-
-    def __init__(self, shards: int) -> None:
-        self.shards = [shared(f"{LEDGER}-{i}", LedgerShard) for i in range(shards)]
-
-    def shard(self, session: str) -> int:
-        return shard_of(session, len(self.shards))
-
-    async def open(self, statement: Statement) -> int:
-        with told_plainly():
-            epoch: int = await self.shards[self.shard(statement.session)].open.remote(statement)
-            return epoch
-
-    async def state(self, statement: Statement, epoch: int) -> None:
-        with told_plainly():
-            await self.shards[self.shard(statement.session)].state.remote(statement, epoch)
-
-    async def commit(self, shard: int, entries: Sequence[Entry]) -> list[Verdict]:
-        with told_plainly():
-            verdicts: list[Verdict] = await self.shards[shard].commit.remote(list(entries))
-            return verdicts
-
-    async def close(self, session: str, epoch: int) -> None:
-        self.shards[self.shard(session)].close.remote(session, epoch)
 
 
 class SegmenterReplica:
@@ -140,27 +58,19 @@ async def seen_by(segmenter: Handle, sight_s: float, glimpse: Glimpse) -> Findin
     return Finding(torch.from_numpy(scores.copy()), torch.from_numpy(masks.copy()))
 
 
-@dataclass(frozen=True)
-class Around:
-    """What a generator is told of the processes around it; see ``settings.ServiceSettings``."""
-
-    vault_bytes: int
-    ledgers: int
-    stuck_s: float
-    sight_s: float
-
-
 class GeneratorReplica:
     """One generator as a Serve replica; tells the directory every second what it holds."""
 
-    def __init__(self, build: Callable[[Vault], Worker], around: Around, segmenter: Handle) -> None:
+    def __init__(self, build: Callable[[Vault, RestoreTier], Worker], around: Around, segmenter: Handle) -> None:
         """``segmenter``: handle of the segmenters, or ``None``."""
         self.name: str = serve.get_replica_context().replica_id.unique_id
         self.directory = directory()
-        vault = RemoteVault(shared(VAULT, HostVault, around.vault_bytes))
+        store = restore_store(around)
         see = None if segmenter is None else partial(seen_by, segmenter, around.sight_s)
         ledger = RemoteLedger(around.ledgers)
-        self.generator = Generator(build(vault), see=see, ledger=ledger, stuck_s=around.stuck_s)
+        self.generator = Generator(
+            build(RemoteVault(store), RemoteTier(store_calls(store))), see=see, ledger=ledger, stuck_s=around.stuck_s
+        )
         self._beat: asyncio.Task[None] | None = None
 
     async def reconfigure(self, config: dict[str, Any]) -> None:

@@ -65,6 +65,14 @@ class KeyValues:
         return self.tensor.nbytes
 
 
+@dataclass
+class Record:
+    """All that a store has of one chunk."""
+
+    latents: Latents | None = None
+    key_values: dict[AttentionType, KeyValues] = field(default_factory=dict)
+
+
 class RestoreTier(Holdings, Protocol):
     """A restore store: takes evicted chunks, gives them back, forgets them. Bounded; says what it dropped."""
 
@@ -82,6 +90,10 @@ class RestoreTier(Holdings, Protocol):
 
     def latents(self, session: str, chunk: int) -> Latents:
         """Clean latents. Raises ``RecordLost``."""
+        ...
+
+    def records(self, session: str) -> dict[int, Record]:
+        """Everything about ``session``, by chunk in media order. Raises ``RecordLost`` if the store does not answer."""
         ...
 
     def forget(self, session: str, chunk: int) -> None:
@@ -109,12 +121,6 @@ class TierStatistics:
 
 
 @dataclass
-class _Record:
-    latents: Latents | None = None
-    key_values: dict[AttentionType, KeyValues] = field(default_factory=dict)
-
-
-@dataclass
 class HostTier:
     """Records in host memory, at most ``budget_bytes``.
 
@@ -126,7 +132,7 @@ class HostTier:
     dropped_key_values: int = 0
     dropped_latents: int = 0
     bytes_held: int = 0
-    _records: OrderedDict[tuple[str, int], _Record] = field(default_factory=OrderedDict)
+    _records: OrderedDict[tuple[str, int], Record] = field(default_factory=OrderedDict)
     _holders: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -163,6 +169,9 @@ class HostTier:
             raise RecordLost(f"latents of chunk {chunk} of {session!r} are no longer in host memory")
         return latents
 
+    def records(self, session: str) -> dict[int, Record]:
+        return {chunk: self._records[session, chunk] for chunk in self.chunks(session)}
+
     def forget(self, session: str, chunk: int) -> None:
         record = self._records.pop((session, chunk), None)
         if record is not None:
@@ -172,7 +181,7 @@ class HostTier:
     def fork(self, parent: str, child: str) -> None:
         for (session, chunk), record in list(self._records.items()):
             if session == parent:
-                self._records[child, chunk] = _Record(record.latents, dict(record.key_values))
+                self._records[child, chunk] = Record(record.latents, dict(record.key_values))
                 for payload in (*record.key_values.values(), record.latents):
                     self._hold(payload)
 
@@ -203,12 +212,12 @@ class HostTier:
         if self.bytes_held > self.budget_bytes:
             raise IntegrityError(f"host tier holds {self.bytes_held:,} of {self.budget_bytes:,} bytes")
 
-    def _touch(self, session: str, chunk: int) -> _Record:
-        record = self._records.setdefault((session, chunk), _Record())
+    def _touch(self, session: str, chunk: int) -> Record:
+        record = self._records.setdefault((session, chunk), Record())
         self._records.move_to_end((session, chunk))
         return record
 
-    def _require(self, session: str, chunk: int) -> _Record:
+    def _require(self, session: str, chunk: int) -> Record:
         if (session, chunk) not in self._records:
             raise RecordLost(f"chunk {chunk} of {session!r} is not in host memory")
         return self._touch(session, chunk)
@@ -231,7 +240,7 @@ class HostTier:
             self.bytes_held -= payload.nbytes
 
     def _shrink(self) -> None:
-        for roles in ((Role.RESTORED, Role.RECENT), (Role.SCENE_ANCHOR,), (Role.SCENE_SINK,)):
+        for roles in ((Role.RESTORED, Role.RECENT), (Role.SCENE_ANCHOR,), (Role.SCENE_SINK, Role.SUBJECT_ANCHOR)):
             for record in self._records.values():
                 if self.bytes_held <= self.budget_bytes:
                     return

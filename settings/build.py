@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from actors.worker import Vault, Worker
+from cache.tiers import RestoreTier
 from errors import ConfigError
 from models.backbone import Backbone, load_transformer, random_transformer
 from models.decoders import Codecs, load_codecs
@@ -48,20 +49,23 @@ def build_studio(settings: Settings) -> Studio:
     return _studio(settings, segmenter_here=True)
 
 
-def _studio(settings: Settings, segmenter_here: bool) -> Studio:
+def _studio(settings: Settings, segmenter_here: bool, tier: RestoreTier | None = None) -> Studio:
     if settings.model.source == RANDOM:
         raise ConfigError("model.source is 'random', which nothing can decode; expected a model with its decoders")
     encoder = _encoder(settings.model)
-    engine = _engine(settings, encoder)
+    engine = _engine(settings, encoder, tier)
     backbone = engine.backbone
     codecs = load_codecs(settings.model.path, backbone.config, backbone.geometry, settings.model.device, backbone.dtype)
     segmenter = _segmenter(settings, encoder) if segmenter_here else None
     return Studio(engine, codecs, segmenter, settings.segmenter)
 
 
-def build_worker(settings: Settings, vault: Vault) -> Worker:
-    """What a generator works with; runs in the generator's process. The segmenter works elsewhere."""
-    studio = _studio(settings, segmenter_here=False)
+def build_worker(settings: Settings, vault: Vault, tier: RestoreTier | None = None) -> Worker:
+    """What a generator works with; runs in the generator's process. The segmenter works elsewhere.
+
+    ``tier``: the restore store; by default one in this process.
+    """
+    studio = _studio(settings, segmenter_here=False, tier=tier)
     return Worker(studio.engine, studio.codecs, vault, studio.keeper(), settings.service.encoding)
 
 
@@ -78,13 +82,13 @@ def build_engine(settings: Settings) -> Engine:
     return _engine(settings, _encoder(settings.model))
 
 
-def _engine(settings: Settings, encoder: Encoder | None) -> Engine:
+def _engine(settings: Settings, encoder: Encoder | None, tier: RestoreTier | None = None) -> Engine:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     transformer, chunk = _transformer(settings.model), settings.geometry
     geometry = ChunkGeometry.of_model(transformer.config, chunk.frames, chunk.height, chunk.width, chunk.fps)
     policy = POLICIES[settings.policy].of(settings.budgets)
-    return Engine(Backbone(transformer, geometry), policy, settings.engine, encoder)
+    return Engine(Backbone(transformer, geometry), policy, settings.engine, encoder, tier)
 
 
 def _transformer(model: ModelSettings) -> Any:

@@ -89,7 +89,11 @@ class ServiceSettings:
         ledgers: shards of the ledger service.
         segmenters: replicas of the segmenter, where ``segmenter.kind`` wants one; ``segmenter_gpus`` of each.
         sight_s: a finding that takes longer is given up; the anchor waits for the next one.
-        vault_bytes: host memory for streams that are put away, in the whole cluster.
+        store: one restore store per ``node`` that has generators, or one in the ``cluster``, where ``store_resources``
+            are (custom resources of Ray).
+        host_bytes: host memory of a restore store for evicted chunks; ``engine.host_bytes`` is for takes without a
+            service.
+        vault_bytes: host memory of a restore store for streams that are put away.
         stuck_s: a step that takes longer is taken for stuck, and its generator replaced.
     """
 
@@ -101,6 +105,9 @@ class ServiceSettings:
     segmenters: int = 1
     segmenter_gpus: float = 0.0
     sight_s: float = 30.0
+    store: Literal["node", "cluster"] = "node"
+    store_resources: dict[str, float] = field(default_factory=dict)
+    host_bytes: int = 4 << 30
     vault_bytes: int = 4 << 30
     stuck_s: float = 120.0
     pace: Pace = field(default_factory=Pace)

@@ -1,21 +1,19 @@
 """A stream as bytes, and back: all that the next chunk depends on, so that resuming equals not pausing."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from cache.keep_set import Role
+from cache.records import parse_latents, parse_record, parse_tensor, plain_latents, plain_record, plain_tensor
 from cache.spec import TYPES, AttentionType
 from cache.state import dump
-from cache.tiers import KeyValues, Latents
 from errors import IntegrityError, SnapshotCorrupt, SnapshotMismatch
 from models.prompt import Prompt
 from streams.engine import Engine
 from streams.session import Origin, Session
 from wire import seal, unseal
 
-KIND, VERSION = "snapshot", 2
+KIND, VERSION = "snapshot", 3
 Plain = dict[str, Any]
 
 
@@ -28,7 +26,8 @@ def save(engine: Engine, session: Session) -> bytes:
     for t in TYPES:
         table = session.lease.tables[t]
         pages[t.value] = [
-            [place, _plain(engine.ops.pack(engine.pool.storage[t], page))] for place, page in sorted(table.items())
+            [place, plain_tensor(engine.ops.pack(engine.pool.storage[t], page))]
+            for place, page in sorted(table.items())
         ]
     payload = {
         "model": engine.backbone.fingerprint,
@@ -36,12 +35,12 @@ def save(engine: Engine, session: Session) -> bytes:
         "seed": session.seed,
         "manager": state,
         "pages": pages,
-        "prompts": [[p.text, _plain(p.video), _plain(p.audio)] for p in session.prompts.values()],
-        "retained": {chunk: _plain_latents(latents) for chunk, latents in session.retained.items()},
+        "prompts": [[p.text, plain_tensor(p.video), plain_tensor(p.audio)] for p in session.prompts.values()],
+        "retained": {chunk: plain_latents(latents) for chunk, latents in session.retained.items()},
         "prompt_of": session.prompt_of,
         "subject_tokens": {t.value: tokens.tolist() for t, tokens in session.subject_tokens.items()},
-        "origins": [[t.value, chunk, o.slot, _plain(o.keys)] for (t, chunk), o in session.origins.items()],
-        "records": {chunk: _record(engine, session.id, chunk) for chunk in sorted(manager.books.stored)},
+        "origins": [[t.value, chunk, o.slot, plain_tensor(o.keys)] for (t, chunk), o in session.origins.items()],
+        "records": {chunk: plain_record(record) for chunk, record in engine.tier.records(session.id).items()},
     }
     return seal(KIND, VERSION, payload)
 
@@ -58,12 +57,12 @@ def resume(engine: Engine, data: bytes) -> Session:
     try:
         _check_identity(engine, payload)
         manager = engine.new_manager(payload["manager"])
-        prompts = [Prompt(text, _tensor(video), _tensor(audio)) for text, video, audio in payload["prompts"]]
-        retained = {chunk: _latents(plain) for chunk, plain in payload["retained"].items()}
+        prompts = [Prompt(text, parse_tensor(video), parse_tensor(audio)) for text, video, audio in payload["prompts"]]
+        retained = {chunk: parse_latents(plain) for chunk, plain in payload["retained"].items()}
         tokens = {AttentionType(t): torch.tensor(chosen) for t, chosen in payload["subject_tokens"].items()}
-        pages = [(t, place, _tensor(plain)) for t in TYPES for place, plain in payload["pages"][t.value]]
-        records = [(chunk, *_parse_record(plain)) for chunk, plain in payload["records"].items()]
-        origins = {(AttentionType(t), chunk): Origin(_tensor(k), slot) for t, chunk, slot, k in payload["origins"]}
+        pages = [(t, place, parse_tensor(plain)) for t in TYPES for place, plain in payload["pages"][t.value]]
+        records = [(chunk, parse_record(plain)) for chunk, plain in payload["records"].items()]
+        origins = {(AttentionType(t), chunk): Origin(parse_tensor(k), slot) for t, chunk, slot, k in payload["origins"]}
         seed, prompt_of = int(payload["seed"]), dict(payload["prompt_of"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise SnapshotCorrupt(f"the snapshot is sealed but does not hold what a stream needs: {error!r}") from error
@@ -78,10 +77,10 @@ def resume(engine: Engine, data: bytes) -> Session:
     except (KeyError, ValueError, IntegrityError) as error:
         engine.close(session)
         raise SnapshotCorrupt(f"the pages in the snapshot are not those in its books: {error}") from error
-    for chunk, latents, key_values in records:
-        if latents is not None:
-            engine.tier.keep_latents(session.id, chunk, latents)
-        for t, payload_of_type in key_values.items():
+    for chunk, record in records:
+        if record.latents is not None:
+            engine.tier.keep_latents(session.id, chunk, record.latents)
+        for t, payload_of_type in record.key_values.items():
             engine.tier.offload(session.id, chunk, t, payload_of_type)
     return session
 
@@ -110,41 +109,3 @@ def _cache_identity(engine: Engine) -> dict[str, str]:
         "schedule": repr((config.schedule, config.first_schedule)),
         "dtype": str(engine.backbone.dtype),
     }
-
-
-def _record(engine: Engine, session: str, chunk: int) -> Plain:
-    held = engine.tier.holds(session, chunk)
-    payloads: Mapping[AttentionType, KeyValues] = {t: engine.tier.fetch(session, chunk, t) for t in sorted(held.types)}
-    return {
-        "latents": _plain_latents(engine.tier.latents(session, chunk)) if held.latents else None,
-        "key_values": [[t.value, p.role.value, p.slot, _plain(p.tensor)] for t, p in payloads.items()],
-    }
-
-
-def _parse_record(plain: Plain) -> tuple[Latents | None, dict[AttentionType, KeyValues]]:
-    key_values = {
-        AttentionType(t): KeyValues(_tensor(tensor), slot, Role(role)) for t, role, slot, tensor in plain["key_values"]
-    }
-    return (None if plain["latents"] is None else _latents(plain["latents"])), key_values
-
-
-def _plain_latents(latents: Latents) -> list[Any]:
-    return [_plain(latents.video), _plain(latents.audio), latents.prompt]
-
-
-def _latents(plain: list[Any]) -> Latents:
-    video, audio, prompt = plain
-    return Latents(_tensor(video), _tensor(audio), prompt)
-
-
-def _plain(tensor: torch.Tensor) -> list[Any]:
-    raw = tensor.detach().cpu().contiguous()
-    return [str(raw.dtype).removeprefix("torch."), list(raw.shape), raw.view(torch.uint8).numpy().tobytes()]
-
-
-def _tensor(plain: list[Any]) -> torch.Tensor:
-    name, shape, data = plain
-    dtype = getattr(torch, name)
-    if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"{name!r} is no tensor type")
-    return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape)

@@ -13,7 +13,7 @@ from cache.policies.base import Policy
 from cache.positions import PositionConfig
 from cache.scenes import SceneConfig
 from cache.spec import TYPES, AttentionType, Modality
-from cache.tiers import Latents
+from cache.tiers import Latents, RestoreTier
 from models.backbone import Backbone, random_transformer
 from models.sampler import Pair, Schedule
 from models.shapes import ChunkGeometry
@@ -88,6 +88,7 @@ def engine(
     schedule: Schedule | None = None,
     cache: CacheConfig | None = None,
     host_bytes: int = 1 << 28,
+    tier: RestoreTier | None = None,
 ) -> Engine:
     """An engine of small sizes; every part can be given."""
     config = EngineConfig(
@@ -96,7 +97,7 @@ def engine(
         sessions=sessions,
         host_bytes=host_bytes,
     )
-    return Engine(model or backbone(), policy or SceneMemory(Budgets.uniform(SMALL_KEEP_SET)), config)
+    return Engine(model or backbone(), policy or SceneMemory(Budgets.uniform(SMALL_KEEP_SET)), config, tier=tier)
 
 
 def latents(model: Backbone, rows: int, seed: int) -> Pair:

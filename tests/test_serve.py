@@ -14,7 +14,7 @@ ray = pytest.importorskip("ray")
 from ray import serve  # noqa: E402
 from ray.util import list_named_actors  # noqa: E402
 
-from actors.deployments import DIRECTORY, NAMESPACE  # noqa: E402
+from actors.remote import DIRECTORY, NAMESPACE  # noqa: E402
 from client import Client  # noqa: E402
 from errors import NoCapacity, ServiceError, UnknownSession  # noqa: E402
 from media.reading import read  # noqa: E402

@@ -1,0 +1,145 @@
+"""Other processes as a generator and a gateway call them: Ray actors by their names, and their errors made plain."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from actors.bookkeeping import Ledger
+from actors.directory import SessionDirectory
+from actors.ledger_service import Entry, LedgerShard, Statement, Verdict, shard_of
+from actors.remote_tier import Call
+from actors.restore_store import Answer, RestoreStore
+from actors.worker import Vault
+from errors import LongtakeError, ServiceError
+
+NAMESPACE = "longtake"
+DIRECTORY, STORE, LEDGER = "session-directory", "restore-store", "ledger"
+
+
+Handle = Any  # Ray makes the methods of handles up as they are called
+
+
+def shared(name: str, kind: type, *arguments: Any, **options: Any) -> Handle:
+    """The actor of that name, made if there is none; it outlives whoever made it, and is made anew if it dies."""
+    actor: Any = ray.remote(num_cpus=0, max_restarts=-1)(kind)
+    named = actor.options(name=name, namespace=NAMESPACE, get_if_exists=True, lifetime="detached", **options)
+    return named.remote(*arguments)
+
+
+def directory() -> Handle:
+    """The cluster's session directory."""
+    return shared(DIRECTORY, SessionDirectory)
+
+
+@dataclass(frozen=True)
+class Around:
+    """What a generator is told of the processes around it; see ``settings.ServiceSettings``."""
+
+    store: Literal["node", "cluster"]
+    store_resources: dict[str, float]
+    host_bytes: int
+    vault_bytes: int
+    ledgers: int
+    stuck_s: float
+    sight_s: float
+
+
+def plainly(error: BaseException) -> BaseException:
+    """An error of another process as it was raised there, without Ray's traceback in its text."""
+    if isinstance(error, RayTaskError):
+        cause = error.cause
+        return type(cause)(*cause.args) if isinstance(cause, LongtakeError) else error
+    if isinstance(error, (RayError, BackPressureError, DeploymentUnavailableError)):
+        return ServiceError(f"the process that was asked has gone or is overloaded: {type(error).__name__}")
+    return error
+
+
+@contextmanager
+def told_plainly() -> Iterator[None]:
+    """Errors of another process, made plain; ``ServiceError`` if it has gone or does not answer."""
+    try:
+        yield
+    except (RayError, BackPressureError, DeploymentUnavailableError) as error:
+        raise plainly(error) from None
+
+
+def restore_store(around: Around) -> Handle:
+    """The restore store of this node, or the one of the cluster."""
+    options: dict[str, Any] = {"resources": around.store_resources}
+    name = STORE
+    if around.store == "node":
+        node = ray.get_runtime_context().get_node_id()
+        name = f"{STORE}-{node[:12]}"
+        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
+    return shared(name, RestoreStore, around.host_bytes, around.vault_bytes, **options)
+
+
+def store_calls(handle: Handle) -> Call:
+    """Calls of a restore store, whose futures raise plain errors."""
+
+    def call(name: str, *arguments: Any) -> "Future[Answer]":
+        asked, told = getattr(handle, name).remote(*arguments).future(), Future[Answer]()
+
+        def tell(done: "Future[Answer]") -> None:
+            error = done.exception()
+            if error is None:
+                told.set_result(done.result())
+            else:
+                told.set_exception(plainly(error))
+
+        asked.add_done_callback(tell)
+        return told
+
+    return call
+
+
+class RemoteVault(Vault):
+    """The vault of a restore store, as the compute thread sees it. Snapshots go as bytes, never as tensors."""
+
+    def __init__(self, handle: Handle) -> None:
+        self.handle = handle
+
+    def put(self, session: str, data: bytes) -> None:
+        with told_plainly():
+            ray.get(self.handle.put.remote(session, data))
+
+    def take(self, session: str) -> bytes:
+        with told_plainly():
+            return bytes(ray.get(self.handle.take.remote(session)))
+
+    def drop(self, session: str) -> None:
+        self.handle.drop.remote(session)
+
+
+class RemoteLedger(Ledger):
+    """The ledger service's shards, each a named actor that Ray makes anew, empty, if it dies."""
+
+    def __init__(self, shards: int) -> None:
+        self.shards = [shared(f"{LEDGER}-{i}", LedgerShard) for i in range(shards)]
+
+    def shard(self, session: str) -> int:
+        return shard_of(session, len(self.shards))
+
+    async def open(self, statement: Statement) -> int:
+        with told_plainly():
+            epoch: int = await self.shards[self.shard(statement.session)].open.remote(statement)
+            return epoch
+
+    async def state(self, statement: Statement, epoch: int) -> None:
+        with told_plainly():
+            await self.shards[self.shard(statement.session)].state.remote(statement, epoch)
+
+    async def commit(self, shard: int, entries: Sequence[Entry]) -> list[Verdict]:
+        with told_plainly():
+            verdicts: list[Verdict] = await self.shards[shard].commit.remote(list(entries))
+            return verdicts
+
+    async def close(self, session: str, epoch: int) -> None:
+        self.shards[self.shard(session)].close.remote(session, epoch)

@@ -1,0 +1,178 @@
+"""A restore store in another process, as a generator's cache sees it: ``cache.tiers.RestoreTier``.
+
+What goes there is sent and not waited for; what the store has is answered from an index here, which follows what was
+sent, and is asked for anew when the store says that it had to drop something or has begun anew. Only what comes back is
+waited for. If the store has gone, so have its chunks, and streams go on without them.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any
+
+from actors.restore_store import Answer
+from cache.records import (
+    Plain,
+    parse_key_values,
+    parse_latents,
+    parse_record,
+    plain_key_values,
+    plain_latents,
+)
+from cache.spec import AttentionType
+from cache.tiers import NOTHING, Held, KeyValues, Latents, Record, RestoreTier
+from errors import RecordLost, ServiceError
+
+Index = dict[str, dict[int, Held]]
+Call = Callable[..., "Future[Answer]"]
+PATIENCE_S = 5.0
+BRIEFLY_S = 0.05
+IN_FLIGHT = 64 << 20
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A call that was not waited for: what it does to the index, bytes on their way, or that it asks for holdings."""
+
+    answer: "Future[Answer]"
+    change: Callable[[Index], Any]
+    nbytes: int = 0
+    asks: bool = False
+
+
+class RemoteTier(RestoreTier):
+    """See the module. For one thread.
+
+    Args:
+        call: ``call(name, *arguments)`` sends a call to ``RestoreStore``; calls are carried out in the order in which
+            they are sent. The future raises ``ServiceError`` if the store does not answer.
+        in_flight: bytes on their way at most; what does not fit is not kept (``refused`` counts it).
+    """
+
+    def __init__(self, call: Call, patience_s: float = PATIENCE_S, in_flight: int = IN_FLIGHT) -> None:
+        self.call, self.patience_s, self.in_flight = call, patience_s, in_flight
+        self.index: Index = {}
+        self.refused = 0
+        self.failures = 0
+        self._sent: deque[Sent] = deque()
+        self._known: tuple[str, int] | None = None  # incarnation and losses
+
+    # -- what the cache asks
+
+    def holds(self, session: str, chunk: int) -> Held:
+        self._settle()
+        return self.index.get(session, {}).get(chunk, NOTHING)
+
+    def keep_latents(self, session: str, chunk: int, latents: Latents) -> None:
+        self._keep(
+            session, chunk, Held(latents=True), latents.nbytes, "keep_latents", lambda: (plain_latents(latents),)
+        )
+
+    def offload(self, session: str, chunk: int, type: AttentionType, payload: KeyValues) -> None:
+        adds = Held(frozenset({type}))
+        self._keep(session, chunk, adds, payload.nbytes, "offload", lambda: (type.value, plain_key_values(payload)))
+
+    def fetch(self, session: str, chunk: int, type: AttentionType) -> KeyValues:
+        return parse_key_values(self._wait("fetch", session, chunk, type.value))
+
+    def latents(self, session: str, chunk: int) -> Latents:
+        return parse_latents(self._wait("latents", session, chunk))
+
+    def records(self, session: str) -> dict[int, Record]:
+        found: dict[int, Plain] = self._wait("records", session)
+        return {chunk: parse_record(plain) for chunk, plain in found.items()}
+
+    def forget(self, session: str, chunk: int) -> None:
+        if chunk in self.index.get(session, {}):
+            self._send(lambda index: index.get(session, {}).pop(chunk, None), "forget", session, chunk)
+
+    def fork(self, parent: str, child: str) -> None:
+        def change(index: Index) -> None:
+            index[child] = dict(index.get(parent, {}))
+
+        self._send(change, "fork", parent, child)
+
+    def close(self, session: str) -> None:
+        self._send(lambda index: index.pop(session, None), "close", session)
+
+    # -- inside
+
+    def _keep(
+        self, session: str, chunk: int, adds: Held, nbytes: int, call: str, pack: Callable[[], tuple[Any, ...]]
+    ) -> None:
+        self._settle()
+        while self._sent and sum(s.nbytes for s in self._sent) + nbytes > self.in_flight:
+            if not self._oldest(BRIEFLY_S):
+                self.refused += 1
+                return
+
+        def change(index: Index) -> None:
+            chunks = index.setdefault(session, {})
+            held = chunks.get(chunk, NOTHING)
+            chunks[chunk] = replace(held, types=held.types | adds.types, latents=held.latents or adds.latents)
+
+        self._send(change, call, session, chunk, *pack(), nbytes=nbytes)
+
+    def _send(self, change: Callable[[Index], Any], call: str, *arguments: Any, nbytes: int = 0) -> None:
+        change(self.index)
+        self._sent.append(Sent(self.call(call, *arguments), change, nbytes))
+        self._settle()
+
+    def _settle(self) -> None:
+        """Take the answers that have come, without waiting."""
+        while self._sent and self._sent[0].answer.done():
+            self._oldest(0)
+
+    def _oldest(self, seconds: float) -> bool:
+        """Take the oldest answer; whether it came within ``seconds``."""
+        sent = self._sent[0]
+        try:
+            answer = sent.answer.result(seconds)
+        except TimeoutError:
+            return False
+        except ServiceError:
+            self._sent.popleft()
+            self._lost()
+        else:
+            self._sent.popleft()
+            if sent.asks:
+                self._believe(answer)
+            else:
+                self._heed(answer)
+        return True
+
+    def _wait(self, call: str, *arguments: Any) -> Any:
+        """The result of a call. Raises ``RecordLost``."""
+        try:
+            answer = self.call(call, *arguments).result(self.patience_s)
+        except ServiceError as error:
+            self._lost()
+            raise RecordLost(f"the restore store has gone: {error}") from error
+        except TimeoutError as error:
+            raise RecordLost(f"the restore store has not answered for {self.patience_s:g} s") from error
+        self._settle()
+        self._heed(answer)
+        return answer.result
+
+    def _heed(self, answer: Answer) -> None:
+        """Ask what the store holds, if it has dropped something or begun anew since it was last asked."""
+        known, self._known = self._known, (answer.incarnation, answer.losses)
+        if (known or (answer.incarnation, 0)) == self._known or any(sent.asks for sent in self._sent):
+            return  # an answer that is on its way tells of this too
+        self._sent.append(Sent(self.call("holdings", list(self.index)), lambda index: None, asks=True))
+
+    def _believe(self, answer: Answer) -> None:
+        """Make the index what the store said, and what was sent since."""
+        self._known = (answer.incarnation, answer.losses)
+        self.index = {
+            session: {chunk: Held(frozenset(map(AttentionType, types)), latents) for chunk, (types, latents) in found}
+            for session, found in ((session, chunks.items()) for session, chunks in answer.result.items())
+        }
+        for sent in self._sent:
+            sent.change(self.index)
+
+    def _lost(self) -> None:
+        """The store has gone, and with it all that it held."""
+        self.failures += 1
+        self.index = {}
