@@ -54,7 +54,7 @@ def application(settings: Settings) -> Application:
         request_router_config=router,
         user_config={"pace": asdict(service.pace)},
     )
-    build = gateway_builder(GENERATOR, NAME, service.limits, Path(web.__file__).parent)
+    build = gateway_builder(GENERATOR, NAME, service.limits, Path(web.__file__).parent, service.telemetry)
     gateway: Any = serve.deployment(
         serve.ingress(build)(),
         name="gateway",
@@ -81,7 +81,7 @@ def _segmenters(settings: Settings) -> Application | None:
         max_ongoing_requests=2,
         max_queued_requests=64,  # beyond it a glimpse is refused: the anchor waits, the stream does not
     )
-    bound: Application = segmenter.bind(partial(build_segmenter, settings))
+    bound: Application = segmenter.bind(partial(build_segmenter, settings), service.telemetry)
     return bound
 
 

@@ -1,14 +1,19 @@
 """A generator's side of the ledger service: what a session's newest chunk waits for before it is shown."""
 
 import asyncio
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
+from opentelemetry import trace
+
 from actors.ledger_service import Entry, LedgerShard, Statement, Verdict
+from actors.metrics import Meter
 from errors import FencedOff, LongtakeError, ServiceError, UnknownSession
 
+LOG, TRACER = logging.getLogger("longtake.ledger"), trace.get_tracer("longtake")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
 State = Callable[[str], Awaitable[Statement]]
 
@@ -71,10 +76,11 @@ class Bookkeeper:
         self,
         ledger: Ledger,
         state: State,
+        meter: Meter,
         patience_s: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.ledger, self.state, self.patience_s, self.clock = ledger, state, patience_s, clock
+        self.ledger, self.state, self.meter, self.patience_s, self.clock = ledger, state, meter, patience_s, clock
         self.epochs: dict[str, int] = {}
 
     async def open(self, session: str) -> None:
@@ -96,6 +102,13 @@ class Bookkeeper:
 
     async def confirm(self, entries: Sequence[Entry]) -> dict[str, LongtakeError | None]:
         """Have entries of one shard booked; by session ``None``, or why it may not go on."""
+        with TRACER.start_as_current_span("ledger", attributes={"sessions": [entry.session for entry in entries]}):
+            began = time.perf_counter()
+            found = await self._confirm(entries)
+            self.meter.observe("chunk_seconds", time.perf_counter() - began, phase="ledger")
+            return found
+
+    async def _confirm(self, entries: Sequence[Entry]) -> dict[str, LongtakeError | None]:
         until, pause = self.clock() + self.patience_s, FIRST_PAUSE_S
         shard = self.ledger.shard(entries[0].session)
         while True:
@@ -103,6 +116,7 @@ class Bookkeeper:
                 verdicts = await self.ledger.commit(shard, [e.under(self.epochs.get(e.session, 0)) for e in entries])
                 return {e.session: await self._settle(e, v) for e, v in zip(entries, verdicts, strict=True)}
             except ServiceError as error:
+                LOG.warning("the ledger service does not answer", extra={"shard": shard, "reason": str(error)})
                 if self.clock() + pause > until:
                     return {e.session: error for e in entries}
             await asyncio.sleep(pause)
@@ -110,6 +124,7 @@ class Bookkeeper:
 
     async def _settle(self, entry: Entry, verdict: Verdict) -> LongtakeError | None:
         """Raises ``ServiceError`` if the shard does not answer."""
+        self.meter.add("ledger_entries", verdict=verdict.value)
         try:
             if verdict is Verdict.FENCED:
                 raise FencedOff(f"another generator has taken {entry.session} over; chunk {entry.chunk} is not shown")

@@ -21,12 +21,14 @@ from actors.generator import Generator
 from actors.limits import Limits
 from actors.live import State
 from actors.pace import Pace
+from actors.ray_meter import RayMeter
 from actors.reel import Glimpse, Order
 from actors.remote import Around, Handle, RemoteLedger, RemoteVault, directory, restore_store, store_calls, told_plainly
 from actors.remote_tier import RemoteTier
+from actors.telemetry import Carrier, Telemetry, begin, carrier, span
 from actors.worker import Vault, Worker
 from cache.tiers import RestoreTier
-from errors import ServiceError
+from errors import LongtakeError, ServiceError
 from models.segmenter import Finding, Segmenter
 
 BEAT_S = 1.0
@@ -35,13 +37,17 @@ BEAT_S = 1.0
 class SegmenterReplica:
     """One segmenter as a Serve replica. Frames come as an array and masks go as one, never as tensors."""
 
-    def __init__(self, build: Callable[[], Segmenter]) -> None:
+    def __init__(self, build: Callable[[], Segmenter], telemetry: Telemetry) -> None:
+        begin(telemetry, "segmenter")
         self.segmenter = build()
         self._thread = ThreadPoolExecutor(1, "segmenter")
 
-    async def score(self, frames: NDArray[np.uint8], description: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    async def score(
+        self, carried: Carrier, frames: NDArray[np.uint8], description: str
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
         """Scores [frames] and masks [frames, height, width]; see ``Segmenter.score``."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._score, frames, description)
+        with span("score", carried, frames=len(frames)):
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._score, frames, description)
 
     def _score(self, frames: NDArray[np.uint8], description: str) -> tuple[NDArray[Any], NDArray[Any]]:
         finding = self.segmenter.score(torch.from_numpy(frames.copy()), description)
@@ -50,7 +56,7 @@ class SegmenterReplica:
 
 async def seen_by(segmenter: Handle, sight_s: float, glimpse: Glimpse) -> Finding:
     """What a segmenter sees in a glimpse; raises ``ServiceError`` if it does not answer in time."""
-    asked = segmenter.score.remote(glimpse.frames.numpy(), glimpse.description)
+    asked = segmenter.score.remote(carrier(), glimpse.frames.numpy(), glimpse.description)
     try:
         scores, masks = await asyncio.wait_for(asked, sight_s)
     except (TimeoutError, RayError, BackPressureError) as error:
@@ -63,13 +69,18 @@ class GeneratorReplica:
 
     def __init__(self, build: Callable[[Vault, RestoreTier], Worker], around: Around, segmenter: Handle) -> None:
         """``segmenter``: handle of the segmenters, or ``None``."""
+        begin(around.telemetry, "generator")
         self.name: str = serve.get_replica_context().replica_id.unique_id
         self.directory = directory()
         store = restore_store(around)
         see = None if segmenter is None else partial(seen_by, segmenter, around.sight_s)
         ledger = RemoteLedger(around.ledgers)
         self.generator = Generator(
-            build(RemoteVault(store), RemoteTier(store_calls(store))), see=see, ledger=ledger, stuck_s=around.stuck_s
+            build(RemoteVault(store), RemoteTier(store_calls(store))),
+            see=see,
+            ledger=ledger,
+            stuck_s=around.stuck_s,
+            meter=RayMeter(),
         )
         self._beat: asyncio.Task[None] | None = None
 
@@ -81,13 +92,15 @@ class GeneratorReplica:
             self._beat = asyncio.create_task(self._beats())
             await self._report()
 
-    async def create(self, session: str, order: Order, owner: str) -> dict[str, Any]:
-        """See ``Generator.create``."""
-        return await self.generator.create(session, order, owner)
+    async def create(self, carried: Carrier, session: str, order: Order, owner: str) -> dict[str, Any]:
+        """See ``Generator.create``; ``carried``: the caller's span."""
+        with span("create", carried, session=session):
+            return await self.generator.create(session, order, owner)
 
-    async def ask(self, session: str, owner: str, call: str, *arguments: Any) -> Any:
-        """See ``Generator.ask``."""
-        found = await self.generator.ask(session, owner, call, *arguments)
+    async def ask(self, carried: Carrier, session: str, owner: str, call: str, *arguments: Any) -> Any:
+        """See ``Generator.ask``; ``carried``: the caller's span."""
+        with span(call, carried, session=session):
+            found = await self.generator.ask(session, owner, call, *arguments)
         if call == "fork":
             await self.directory.adopt.remote(arguments[0], self.name)
         elif call == "stop":
@@ -129,6 +142,8 @@ class GeneratorReplica:
         while True:
             with suppress(RayError):  # the directory is being made anew
                 await self._report()
+            with suppress(LongtakeError):  # too much waits for the compute thread
+                await self.generator.loop.measure()
             await asyncio.sleep(BEAT_S)
 
 
@@ -151,7 +166,7 @@ class ServeBackend:
         with told_plainly():
             await directory().place.remote(session)
             try:
-                found: dict[str, Any] = await self._of(session).create.remote(session, order, owner)
+                found: dict[str, Any] = await self._of(session).create.remote(carrier(), session, order, owner)
             except BaseException:
                 directory().release.remote(session)
                 raise
@@ -160,7 +175,7 @@ class ServeBackend:
     async def ask(self, session: str, owner: str, call: str, *arguments: Any) -> Any:
         """Ask the generator that has ``session``."""
         with told_plainly():
-            return await self._of(session).ask.remote(session, owner, call, *arguments)
+            return await self._of(session).ask.remote(carrier(), session, owner, call, *arguments)
 
     async def watch(
         self, session: str, owner: str, viewer: str, after: int | None, credits: int, from_key: bool
@@ -185,10 +200,13 @@ class ServeBackend:
         return self.handle.options(session_id=session)
 
 
-def gateway_builder(deployment: str, application: str, limits: Limits, pages: Path) -> Callable[[], FastAPI]:
+def gateway_builder(
+    deployment: str, application: str, limits: Limits, pages: Path, telemetry: Telemetry
+) -> Callable[[], FastAPI]:
     """Builds the gateway's application inside its replica."""
 
     def build() -> FastAPI:
-        return gateway(ServeBackend(deployment, application), limits, pages)
+        begin(telemetry, "gateway")
+        return gateway(ServeBackend(deployment, application), limits, pages, RayMeter())
 
     return build

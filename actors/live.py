@@ -42,6 +42,7 @@ class Live:
         since: when it came into its present state, or when its last viewer left.
         pieces: the newest media, at most ``pace.kept``.
         looking: whether the segmenter is at work for it.
+        blind: why the segmenter saw nothing when it last looked.
         unconfirmed: whether its newest chunk waits for the ledger service.
     """
 
@@ -58,7 +59,9 @@ class Live:
     header: bytes = b""
     mime: str = ""
     looking: bool = False
+    blind: str = ""
     unconfirmed: bool = False
+    shown: bool = False
     misses: int = 0
     watching: dict[str, Watching] = field(default_factory=dict)
     pieces: deque[Piece] = field(default_factory=deque)
@@ -89,14 +92,19 @@ class Live:
         for watching in self.watching.values():
             watching.news.set()
 
-    def publish(self, piece: Piece, now: float) -> None:
-        """Add the newest piece; the oldest goes if there are too many."""
-        self.misses += now > self.deadline
+    def __post_init__(self) -> None:
+        self.created = self.since
+
+    def publish(self, piece: Piece, now: float) -> bool:
+        """Add the newest piece; the oldest goes if there are too many. Returns whether it came too late."""
+        late = now > self.deadline
+        self.misses += late
         self.pieces.append(piece)
         self.next_chunk = piece.index + 1
         while len(self.pieces) > self.pace.kept:
             self.pieces.popleft()
         self.tell()
+        return late
 
     def attach(self, name: str, after: int | None, from_key: bool, credits: int, now: float) -> tuple[Watching, int]:
         """A viewer comes, or comes back; returns it and how many chunks after ``after`` it will miss.

@@ -5,7 +5,7 @@ the stream is bytes in a vault, and decoder and encoder wait as they are.
 """
 
 import io
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -97,6 +97,7 @@ class Reel:
     subject: str = ""
     init: Init | None = None
     pieces: int = 0
+    decisions: int = 0
     drift: deque[tuple[int, float, int]] = field(default_factory=lambda: deque(maxlen=HISTORY))
     thumbnails: dict[str, bytes] = field(default_factory=dict)
     away: Away | None = None
@@ -165,6 +166,12 @@ class Reel:
         if len(frames) and chunk.index >= manager.scenes.current.entered_at + 1 and chunk.scene not in self.thumbnails:
             self.thumbnails[chunk.scene] = thumbnail(frames[len(frames) // 2])
         self.thumbnails = {name: data for name, data in self.thumbnails.items() if name in manager.scenes.scenes}
+
+    def decided(self) -> Counter[tuple[str, str]]:
+        """Decisions since the last call, by action and attention type."""
+        log = self.on.decisions
+        fresh, self.decisions = log.since(self.decisions), log.dropped + len(log)
+        return Counter((d.action, "" if d.type is None else d.type.value) for d in fresh)
 
     def inspect(self) -> dict[str, Any]:
         """What the cache holds and did, as plain data."""

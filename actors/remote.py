@@ -1,5 +1,7 @@
 """Other processes as a generator and a gateway call them: Ray actors by their names, and their errors made plain."""
 
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -14,12 +16,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors.bookkeeping import Ledger
 from actors.directory import SessionDirectory
 from actors.ledger_service import Entry, LedgerShard, Statement, Verdict, shard_of
+from actors.ray_meter import RayMeter
 from actors.remote_tier import Call
 from actors.restore_store import Answer, RestoreStore
+from actors.telemetry import Telemetry
 from actors.worker import Vault
 from errors import LongtakeError, ServiceError
 
 NAMESPACE = "longtake"
+GAUGES_S = 5.0
 DIRECTORY, STORE, LEDGER = "session-directory", "restore-store", "ledger"
 
 
@@ -49,6 +54,7 @@ class Around:
     ledgers: int
     stuck_s: float
     sight_s: float
+    telemetry: Telemetry
 
 
 def plainly(error: BaseException) -> BaseException:
@@ -70,15 +76,32 @@ def told_plainly() -> Iterator[None]:
         raise plainly(error) from None
 
 
+class StoreActor(RestoreStore):
+    """A restore store that tells what it holds every few seconds, as ``node`` in metrics."""
+
+    def __init__(self, host_bytes: int, vault_bytes: int, node: str) -> None:
+        super().__init__(host_bytes, vault_bytes)
+        self.node, self.meter = node, RayMeter()
+        threading.Thread(target=self._tell, name="gauges", daemon=True).start()
+
+    def _tell(self) -> None:
+        while True:
+            for name, value in self.statistics().items():
+                metric = "store_dropped" if name.startswith("dropped") else "store_bytes"
+                if metric == "store_dropped" or "bytes" in name:
+                    self.meter.set(metric, value, node=self.node, what=name)
+            time.sleep(GAUGES_S)
+
+
 def restore_store(around: Around) -> Handle:
     """The restore store of this node, or the one of the cluster."""
     options: dict[str, Any] = {"resources": around.store_resources}
-    name = STORE
+    name = node = STORE
     if around.store == "node":
         node = ray.get_runtime_context().get_node_id()
         name = f"{STORE}-{node[:12]}"
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
-    return shared(name, RestoreStore, around.host_bytes, around.vault_bytes, **options)
+    return shared(name, StoreActor, around.host_bytes, around.vault_bytes, node[:12], **options)
 
 
 def store_calls(handle: Handle) -> Call:

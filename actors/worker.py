@@ -7,9 +7,12 @@ the one that cannot go on fails.
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
+import torch
+
+from actors.gauges import Gauge, gauges
 from actors.ledger_service import Entry, Statement, Terms
 from actors.reel import Away, Glimpse, Order, Piece, Reel
 from cache.state import dump
@@ -71,11 +74,15 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Made:
-    """What viewers get of a chunk, perhaps something for the segmenter, or why the session cannot go on."""
+    """What viewers get of a chunk, perhaps something for the segmenter, or why the session cannot go on.
+
+    ``decisions``: how many the cache made since the chunk before, by action and attention type.
+    """
 
     piece: Piece | None
     init: Init | None = None
     glimpse: Glimpse | None = None
+    decisions: Mapping[tuple[str, str], int] = field(default_factory=dict)
     failure: LongtakeError | None = None
 
 
@@ -199,13 +206,18 @@ class Worker:
             piece, frames = reel.show(chunk)
         except FAILURES as error:
             return Made(None, failure=_plainly(error))
+        return Made(piece, reel.init, self._glimpse(reel, chunk.index, frames), reel.decided())
+
+    def _glimpse(self, reel: Reel, chunk: int, frames: torch.Tensor) -> Glimpse | None:
         keeper = self.keeper
-        if keeper is None or not reel.description or not keeper.due(reel.on, chunk.index) or not len(frames):
-            return Made(piece, reel.init)
+        if keeper is None or not reel.description or not keeper.due(reel.on, chunk) or not len(frames):
+            return None
         at = keeper.frames_to_see(len(frames))
-        return Made(
-            piece, reel.init, Glimpse(chunk.index, frames[at].clone(), tuple(at), len(frames), reel.description)
-        )
+        return Glimpse(chunk, frames[at].clone(), tuple(at), len(frames), reel.description)
+
+    def measures(self) -> list[Gauge]:
+        """What the engine holds, as gauges."""
+        return gauges(self.engine, [reel.stream for reel in self.reels.values() if reel.stream is not None])
 
     def statement(self, session: str) -> Statement:
         """Whole books of a session, for the ledger service."""

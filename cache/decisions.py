@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from cache.spec import AttentionType
 
@@ -45,6 +46,10 @@ class DecisionLog:
 
     def __len__(self) -> int:
         return len(self._lines)
+
+    def since(self, count: int) -> list[Decision]:
+        """The decisions after the first ``count`` that were ever made, as far as the log still has them."""
+        return list(islice(self._lines, max(0, count - self.dropped), None))
 
     def about(self, chunk: int) -> list[Decision]:
         """Everything the log still knows about ``chunk``."""

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, with_config
 import models
 from actors.limits import Limits
 from actors.pace import Pace
+from actors.telemetry import Telemetry
 from cache.keep_set import Budgets
 from cache.policies import ALL, Policy
 from errors import ConfigError, GeometryError
@@ -113,6 +114,7 @@ class ServiceSettings:
     pace: Pace = field(default_factory=Pace)
     limits: Limits = field(default_factory=Limits)
     encoding: Encoding = field(default_factory=lambda: Encoding(audio="opus", key_seconds=2.0))
+    telemetry: Telemetry = field(default_factory=Telemetry)
 
     def __post_init__(self) -> None:
         for name in ("gateways", "generators", "ledgers", "segmenters"):

@@ -14,6 +14,7 @@ import web
 from actors.gateway import gateway
 from actors.generator import Generator, See
 from actors.limits import Limits
+from actors.metrics import Meter
 from actors.pace import Pace
 from actors.worker import Vault, Worker
 from client import Client
@@ -73,13 +74,13 @@ async def generator(
 
 @asynccontextmanager
 async def served(
-    limits: Limits | None = None, pace: Pace | None = None, key: str = "", **options: Any
+    limits: Limits | None = None, pace: Pace | None = None, key: str = "", meter: Meter | None = None, **options: Any
 ) -> AsyncIterator[tuple[Generator, Client, str]]:
     """A generator behind a gateway on a real port, and a client."""
     async with generator(pace, **options) as found:
         listening = socket.create_server(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        app = gateway(found, limits, Path(web.__file__).parent)
+        app = gateway(found, limits, Path(web.__file__).parent, meter)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="websockets-sansio"))
         serving = asyncio.create_task(server.serve([listening]))
         try:

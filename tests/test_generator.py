@@ -301,7 +301,7 @@ def test_a_stuck_step_is_noticed() -> None:
         now = [0.0]
         async with generator(stuck_s=5.0, clock=lambda: now[0]) as made:
             made.check_health()
-            made.compute.busy_since = 0.0
+            made.loop.compute.busy_since = 0.0
             now[0] = 6.0
             with pytest.raises(RuntimeError, match="more than 5 s"):
                 made.check_health()

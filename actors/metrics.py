@@ -1,0 +1,99 @@
+"""Every metric of the service, declared once: what is exported, what tests count, and what dashboards are made of."""
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.64, 1.0, 2.0, 5.0, 10.0, 30.0)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric; ``name`` without the prefix that all have."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    tags: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+PREFIX = "longtake_"
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("sessions", "gauge", "Sessions of this generator, by state", ("state",)),
+        Metric("viewers", "gauge", "Viewers of this generator's sessions"),
+        Metric("unconfirmed", "gauge", "Sessions whose newest chunk waits for the ledger service"),
+        Metric("chunks", "counter", "Chunks published"),
+        Metric(
+            "chunk_seconds",
+            "histogram",
+            "Seconds of a step by phase: compute (the model, for the whole batch), encode, ledger, total",
+            ("phase",),
+            SECONDS,
+        ),
+        Metric("batch_sessions", "histogram", "Sessions in a step", (), (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)),
+        Metric("deadline_misses", "counter", "Chunks published after a viewer had run dry"),
+        Metric("first_chunk_seconds", "histogram", "Seconds from a session's creation to its first chunk", (), SECONDS),
+        Metric("viewer_stalls", "counter", "Viewers that acknowledged nothing for too long", ("outcome",)),
+        Metric("drift_score", "histogram", "Drift of published chunks", (), (0.5, 1, 1.5, 2, 2.5, 3, 4, 6, 10)),
+        Metric("repair_rung", "gauge", "Sessions on each rung of the repair ladder", ("rung",)),
+        Metric("decisions", "counter", "Decisions of cache managers: evict, restore, epoch, ...", ("action", "type")),
+        Metric("cache_bytes", "gauge", "Bytes of kept chunks, by attention type and role", ("type", "role")),
+        Metric("pool_bytes", "gauge", "Bytes of the memory pool: held and capacity", ("what",)),
+        Metric("ledger_entries", "counter", "Commits by what the ledger service said", ("verdict",)),
+        Metric("store_refused", "gauge", "Payloads that were not kept because too much was on its way to the store"),
+        Metric("store_failures", "gauge", "Calls that the restore store did not answer"),
+        Metric("store_bytes", "gauge", "Bytes of the restore store: records, vault, budgets", ("node", "what")),
+        Metric("store_dropped", "gauge", "Records that had to make room in the restore store", ("node", "what")),
+        Metric("requests", "counter", "Calls of gateways", ("call", "outcome")),
+        Metric("sockets", "gauge", "Open sockets of viewers at this gateway"),
+    )
+}
+
+
+class Meter(Protocol):
+    """Takes values of ``METRICS``; every tag must be given."""
+
+    def add(self, name: str, value: float = 1.0, **tags: str) -> None:
+        """Add to a counter."""
+        ...
+
+    def set(self, name: str, value: float, **tags: str) -> None:
+        """Set a gauge."""
+        ...
+
+    def observe(self, name: str, value: float, **tags: str) -> None:
+        """Put a value into a histogram."""
+        ...
+
+
+class Tally:
+    """A meter that keeps counts, newest gauges, and counts and sums of histograms, for one process."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[tuple[str, ...]] = Counter()
+        self.gauges: dict[tuple[str, ...], float] = {}
+        self.sums: defaultdict[tuple[str, ...], float] = defaultdict(float)
+
+    def add(self, name: str, value: float = 1.0, **tags: str) -> None:
+        """See ``Meter``."""
+        self.counts[self._key(name, "counter", tags)] += value  # type: ignore[assignment]
+
+    def set(self, name: str, value: float, **tags: str) -> None:
+        """See ``Meter``."""
+        self.gauges[self._key(name, "gauge", tags)] = value
+
+    def observe(self, name: str, value: float, **tags: str) -> None:
+        """See ``Meter``."""
+        key = self._key(name, "histogram", tags)
+        self.counts[key] += 1
+        self.sums[key] += value
+
+    @staticmethod
+    def _key(name: str, kind: str, tags: dict[str, str]) -> tuple[str, ...]:
+        metric = METRICS[name]
+        if metric.kind != kind or set(tags) != set(metric.tags):
+            raise ValueError(f"{name} is a {metric.kind} with tags {metric.tags}; got a {kind} with {tuple(tags)}")
+        return (name, *(tags[tag] for tag in metric.tags))

@@ -1,0 +1,215 @@
+"""The step loop of a generator: who is due is stepped in one batch, booked while it is encoded, and then published.
+
+Only the event loop touches ``Live`` sessions, only the compute thread touches the ``Worker``: between two steps the
+loop hands it what was asked for in the meantime, in the order in which it came. Whatever waits is bounded.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from opentelemetry import trace
+
+from actors.bookkeeping import Bookkeeper, Ledger
+from actors.compute import Compute
+from actors.live import OVER, Live, State
+from actors.metrics import Meter
+from actors.pace import Pace
+from actors.reel import Glimpse
+from actors.worker import FAILURES, Made, Stepped, Worker
+from errors import LongtakeError
+from models.segmenter import Finding
+
+See = Callable[[Glimpse], Awaitable[Finding]]
+LONGEST_WAIT = 1.0  # seconds between two looks at who is idle
+CONFIRM_S = 0.05  # how long a batch stays together for the ledger service's answers
+LOG, TRACER = logging.getLogger("longtake.generator"), trace.get_tracer("longtake")
+
+
+class StepLoop:
+    """Steps all sessions of one generator; ``sessions`` is filled by the generator, and emptied by either."""
+
+    def __init__(
+        self, worker: Worker, pace: Pace, see: See | None, ledger: Ledger, meter: Meter, clock: Callable[[], float]
+    ) -> None:
+        self.worker, self.pace, self.see, self.meter, self.clock = worker, pace, see, meter, clock
+        self.sessions: dict[str, Live] = {}
+        self.compute = Compute(worker, clock)
+        self.books = Bookkeeper(ledger, partial(self.between, worker.statement), meter, clock=clock)
+        self.task: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        """Begin to step; again is no error."""
+        if self.task is None:
+            self.task = asyncio.create_task(self._run(), name="step loop")
+
+    async def close(self) -> None:
+        """End the loop and every session; a step in progress is waited for."""
+        if self.task is not None:
+            self.task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self.task
+        for task in self._tasks:
+            task.cancel()
+        for live in list(self.sessions.values()):
+            await self.compute.now(self.worker.close, live.id)
+            live.enter(State.STOPPED, self.clock(), "the generator closes")
+        self.compute.close()
+
+    async def between(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Have something done by the compute thread between two steps."""
+        self.start()
+        return await self.compute.between(function, *arguments)
+
+    def wake(self) -> None:
+        """Something has changed that may make a session due."""
+        self.compute.wake.set()
+
+    async def _run(self) -> None:
+        while True:
+            await self.compute.drain()
+            await self._tend()
+            batch = sorted((live for live in self.sessions.values() if live.due), key=lambda live: live.deadline)
+            if batch:
+                await self._step(batch[: self.pace.batch])
+            elif not self.compute.jobs:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LONGEST_WAIT):  # ``wait_for`` may lose a cancellation
+                        await self.compute.wake.wait()
+                self.compute.wake.clear()
+
+    async def _step(self, batch: list[Live]) -> None:
+        """One chunk of every session; the ledger service books it while it is encoded, and then it is published."""
+        with TRACER.start_as_current_span("step", attributes={"sessions": [live.id for live in batch]}):
+            began = time.perf_counter()
+            stepped: dict[str, Stepped] = await self.compute.now(self.worker.step, [live.id for live in batch])
+            computed = self._lapse("compute", began)
+            entries = [one.entry for one in stepped.values() if one.entry is not None]
+            booked = [asyncio.create_task(self.books.confirm(group)) for group in self.books.by_shard(entries)]
+            for live in batch:
+                failure = stepped[live.id].failure
+                live.unconfirmed = failure is None
+                if failure is not None:
+                    self._fail(live, failure)
+            chunks = {session: one.chunk for session, one in stepped.items() if one.chunk is not None}
+            with TRACER.start_as_current_span("encode"):
+                made: dict[str, Made] = await self.compute.now(self.worker.show, chunks)
+            self._lapse("encode", computed)
+            self.meter.observe("batch_sessions", len(batch))
+            shown = [self._spawn(self._publish(verdicts, made, began)) for verdicts in booked]
+            if shown:
+                await asyncio.wait(shown, timeout=CONFIRM_S)
+
+    def _lapse(self, phase: str, since: float) -> float:
+        now = time.perf_counter()
+        self.meter.observe("chunk_seconds", now - since, phase=phase)
+        return now
+
+    async def _publish(
+        self, verdicts: "asyncio.Task[dict[str, LongtakeError | None]]", made: dict[str, Made], began: float
+    ) -> None:
+        """Give viewers what the ledger service has booked."""
+        for session, refused in (await verdicts).items():
+            live, one = self.sessions.get(session), made[session]
+            if live is None or live.state in OVER:
+                continue
+            live.unconfirmed = False
+            failure = refused or one.failure
+            if failure is not None or one.piece is None:
+                self._fail(live, failure)
+                continue
+            self._give(live, one)
+            self._lapse("total", began)
+            if one.glimpse is not None and self.see is not None and not live.looking:
+                self._look(live, one.glimpse, self.see)
+        self.wake()
+
+    def _give(self, live: Live, made: Made) -> None:
+        assert made.piece is not None
+        now, piece = self.clock(), made.piece
+        if made.init is not None:
+            live.header, live.mime = made.init.data, made.init.mime
+        if not live.shown:
+            live.shown = True
+            self.meter.observe("first_chunk_seconds", now - live.created)
+        self.meter.add("deadline_misses", live.publish(piece, now))
+        self.meter.add("chunks")
+        self.meter.observe("drift_score", piece.drift)
+        for (action, kind), count in made.decisions.items():
+            self.meter.add("decisions", count, action=action, type=kind)
+        if piece.last:
+            live.enter(State.FINISHED, now, "the take is over")
+
+    def _fail(self, live: Live, failure: LongtakeError | None) -> None:
+        LOG.error("session failed", extra={"session": live.id, "chunk": live.next_chunk, "reason": str(failure)})
+        live.enter(State.FAILED, self.clock(), str(failure))
+
+    def _look(self, live: Live, glimpse: Glimpse, see: See) -> None:
+        """Let the segmenter see a glimpse, without waiting; at most one per session at a time."""
+
+        async def look() -> None:
+            try:
+                with TRACER.start_as_current_span("look", attributes={"session": live.id, "chunk": glimpse.chunk}):
+                    finding = await see(glimpse)
+                await self.between(self.worker.offer, live.id, glimpse, finding)
+                live.blind = ""
+            except FAILURES as error:  # a slow or dead segmenter delays the anchor, never the stream
+                live.blind = str(error)
+                said = {"session": live.id, "chunk": glimpse.chunk, "reason": live.blind}
+                LOG.warning("the segmenter did not see", extra=said)
+            finally:
+                live.looking = False
+
+        live.looking = True
+        self._spawn(look())
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _tend(self) -> None:
+        """Let go of viewers that stall others, put away who is idle or waits too long, forget who is over."""
+        now = self.clock()
+        for live in list(self.sessions.values()):
+            stalled = live.stalled(now)
+            if stalled and len(stalled) < len(live.watching):
+                for name in stalled:
+                    live.watching[name].dropped = f"nothing was acknowledged for {self.pace.patience_s:g} s"
+                    live.detach(name, now)
+                    self.meter.add("viewer_stalls", outcome="dropped")
+            elif stalled:
+                self.meter.add("viewer_stalls", outcome="paused")
+                await self._put_away(live, "its viewers acknowledge nothing")
+            elif live.state is State.RUNNING and not live.watching and now - live.since > self.pace.idle_s:
+                await self._put_away(live, "nobody watches")
+            elif live.state in OVER and not live.watching and now - live.since > self.pace.linger_s:
+                await self.compute.now(self.worker.close, live.id)
+                await self.books.close(live.id)
+                self.sessions.pop(live.id, None)
+
+    async def _put_away(self, live: Live, reason: str) -> None:
+        """If the vault is full or gone the session stays, and is asked again later."""
+        try:
+            await self.compute.now(self.worker.put_away, live.id)
+        except FAILURES as error:
+            live.since, live.reason = self.clock(), str(error)
+            LOG.warning("session could not be put away", extra={"session": live.id, "reason": live.reason})
+        else:
+            live.enter(State.PAUSED, self.clock(), reason)
+            LOG.info("session put away", extra={"session": live.id, "chunk": live.next_chunk, "reason": reason})
+
+    async def measure(self) -> None:
+        """Set all gauges of this generator."""
+        for state in State:
+            self.meter.set("sessions", sum(live.state is state for live in self.sessions.values()), state=state)
+        self.meter.set("viewers", sum(len(live.watching) for live in self.sessions.values()))
+        self.meter.set("unconfirmed", sum(live.unconfirmed for live in self.sessions.values()))
+        for name, tags, value in await self.between(self.worker.measures):
+            self.meter.set(name, value, **tags)

@@ -1,0 +1,148 @@
+"""What the service tells of itself: metrics as declared, logs as JSON lines, spans that reach a collector."""
+
+import json
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from actors.metrics import METRICS, Tally
+from actors.pace import Pace
+from actors.telemetry import JsonLines, Telemetry
+from actors.worker import Direction
+from errors import ConfigError
+from tests.service import generator, run, served, until
+from tests.test_generator import BALL, RING, take
+
+
+def test_a_take_is_counted_in_chunks_phases_batches_decisions_and_bytes() -> None:
+    async def test() -> None:
+        meter = Tally()
+        async with generator(Pace(lead=2), meter=meter) as made:
+            await made.create("a", BALL)
+            await take(made, "a", 4)
+            await made.control("a", Direction("cut", RING.prompt, "yellow"))
+            await take(made, "a", 8, after=3)
+            await until(lambda: made.sessions["a"].next_chunk == 14)
+            await made.loop.measure()
+            assert meter.counts["chunks",] == 14
+            for phase in ("compute", "encode", "ledger", "total"):
+                assert meter.counts["chunk_seconds", phase] == 14
+                assert 0 < meter.sums["chunk_seconds", phase] < 120
+            assert meter.sums["chunk_seconds", "total"] >= meter.sums["chunk_seconds", "compute"]
+            assert (meter.counts["batch_sessions",], meter.sums["batch_sessions",]) == (14, 14)
+            assert meter.counts["first_chunk_seconds",] == 1
+            assert meter.counts["ledger_entries", "booked"] == 14
+            assert meter.counts["decisions", "evict", "video_self"] > 0
+            assert meter.counts["decisions", "cut", ""] == 1
+            assert meter.gauges["sessions", "running"] == 1
+            assert meter.gauges["repair_rung", "none"] == 1
+            held = sum(value for key, value in meter.gauges.items() if key[0] == "cache_bytes")
+            assert held == meter.gauges["pool_bytes", "held"] > 0
+
+    run(test)
+
+
+def test_a_metric_that_is_not_declared_or_lacks_a_tag_is_refused() -> None:
+    with pytest.raises(KeyError):
+        Tally().add("chunk")
+    with pytest.raises(ValueError, match=r"decisions is a counter with tags \('action', 'type'\)"):
+        Tally().add("decisions", action="evict")
+    with pytest.raises(ValueError, match="chunks is a counter"):
+        Tally().set("chunks", 1)
+    for name, metric in METRICS.items():
+        assert name == metric.name
+        assert bool(metric.buckets) == (metric.kind == "histogram")
+
+
+def test_gateways_count_requests_by_route_and_outcome_and_open_sockets() -> None:
+    async def test() -> None:
+        meter = Tally()
+        async with served(meter=meter) as (_, client, _url):
+            session = (await client.create(BALL.prompt))["session"]
+            async with client.watch(session) as watch:
+                async for _message in watch:
+                    break
+                assert meter.gauges["sockets",] == 1
+            await until(lambda: meter.gauges["sockets",] == 0)
+            await client.stop(session)
+            counted = {key[1:]: n for key, n in meter.counts.items() if key[0] == "requests"}
+            assert counted["POST /v1/sessions", "201"] == 1
+            assert counted["DELETE /v1/sessions/{session}", "200"] == 1
+
+    run(test)
+
+
+def test_a_log_line_is_one_object_with_session_and_chunk() -> None:
+    record = logging.makeLogRecord({"msg": "session %s", "args": ("begins",), "levelname": "INFO", "created": 0.5})
+    record.session, record.chunk, record.reason = "take-1", 7, 'a "quoted"\nreason'
+    line = JsonLines().format(record)
+    assert "\n" not in line
+    said = json.loads(line)
+    assert (said["event"], said["session"], said["chunk"]) == ("session begins", "take-1", 7)
+    assert said["time"].startswith("1970-01-01T00:00:00.")
+
+
+class Collector(BaseHTTPRequestHandler):
+    """Takes spans as an OpenTelemetry collector does."""
+
+    spans: list[tuple[str, str, str, str]]  # process, name, trace, parent
+
+    def do_POST(self) -> None:
+        request = ExportTraceServiceRequest.FromString(self.rfile.read(int(self.headers["content-length"])))
+        for resource in request.resource_spans:
+            process = {a.key: a.value.string_value for a in resource.resource.attributes}["service.name"]
+            for scope in resource.scope_spans:
+                self.spans += [(process, s.name, s.trace_id.hex(), s.parent_span_id.hex()) for s in scope.spans]
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def collector() -> Iterator[tuple[str, list[tuple[str, str, str, str]]]]:
+    handler = type("Handler", (Collector,), {"spans": []})
+    server = HTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1/traces", handler.spans
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+TRACED = """
+import sys
+from opentelemetry import trace
+from actors.telemetry import Telemetry, begin, carrier, span
+begin(Telemetry(traces=sys.argv[1]), sys.argv[2])
+with span("outer"):
+    carried = carrier()
+with span("inner", carried, session="take-1"):
+    pass
+trace.get_tracer_provider().shutdown()
+"""
+
+
+def test_spans_reach_a_collector_in_the_trace_that_was_carried_over(
+    collector: tuple[str, list[tuple[str, str, str, str]]],
+) -> None:
+    url, spans = collector
+    subprocess.run([sys.executable, "-c", TRACED, url, "generator"], check=True, timeout=60)
+    (_, outer, trace, root), (process, inner, same, parent) = sorted(spans, key=lambda s: s[1], reverse=True)
+    assert (outer, inner, process) == ("outer", "inner", "longtake-generator")
+    assert (trace, root) == (same, "")
+    assert parent
+
+
+def test_a_collector_that_is_no_url_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"telemetry\.traces is 'collector:4318'"):
+        Telemetry(traces="collector:4318")
