@@ -25,14 +25,44 @@ NAME, GENERATOR = "longtake", "generator"
 
 
 class Arguments(BaseModel):
-    """Arguments of the application; ``settings``: path of a YAML file."""
+    """Arguments of the application; ``settings``: path of a YAML file, or what such a file holds."""
 
-    settings: str | None = None
+    settings: str | dict[str, Any] | None = None
 
 
 def app(arguments: Arguments) -> Application:
-    """The application that ``serve run``, ``serve build`` and ``serve deploy`` take."""
-    return application(load(Path(arguments.settings) if arguments.settings else None))
+    """The application that ``serve run`` and ``serve deploy`` take."""
+    given = arguments.settings
+    return application(load(Path(given) if isinstance(given, str) else given))
+
+
+def __getattr__(name: str) -> Any:
+    """``serve_app:built``, for ``serve build``, which takes no arguments: settings by environment variables alone."""
+    if name == "built":
+        return application(load())
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def deploy_config(settings: str | dict[str, Any] | None, host: str, port: int) -> dict[str, Any]:
+    """What ``serve deploy`` takes, for these settings; KubeRay's ``serveConfigV2`` is the same.
+
+    Replicas and ``user_config`` stand in it, so that a change of these alone is carried out while sessions run.
+
+    Raises:
+        ConfigError: the settings are wrong.
+    """
+    service = load(Path(settings) if isinstance(settings, str) else settings).service
+    own: dict[str, Any] = {
+        "name": NAME,
+        "route_prefix": "/",
+        "import_path": "serve_app:app",
+        "args": {} if settings is None else {"settings": settings},
+        "deployments": [
+            {"name": "gateway", "num_replicas": service.gateways},
+            {"name": GENERATOR, "num_replicas": service.generators, "user_config": {"pace": asdict(service.pace)}},
+        ],
+    }
+    return {"http_options": {"host": host, "port": port}, "applications": [own]}
 
 
 def application(settings: Settings) -> Application:
@@ -54,7 +84,7 @@ def application(settings: Settings) -> Application:
         request_router_config=router,
         user_config={"pace": asdict(service.pace)},
     )
-    build = gateway_builder(GENERATOR, NAME, service.limits, Path(web.__file__).parent, service.telemetry)
+    build = gateway_builder(GENERATOR, service.limits, Path(web.__file__).parent, service.telemetry)
     gateway: Any = serve.deployment(
         serve.ingress(build)(),
         name="gateway",

@@ -150,15 +150,15 @@ class GeneratorReplica:
 class ServeBackend:
     """The generators behind a gateway, by way of the directory and the session router."""
 
-    def __init__(self, deployment: str, application: str) -> None:
-        self._names = (deployment, application)
+    def __init__(self, deployment: str) -> None:
+        self._deployment = deployment
         self._handle: Handle = None
 
     @property
     def handle(self) -> Handle:
-        """The generators' handle."""
+        """The generators' handle, in the application that the gateway is of."""
         if self._handle is None:
-            self._handle = serve.get_deployment_handle(*self._names)
+            self._handle = serve.get_deployment_handle(self._deployment)
         return self._handle
 
     async def create(self, session: str, order: Order, owner: str) -> dict[str, Any]:
@@ -200,13 +200,11 @@ class ServeBackend:
         return self.handle.options(session_id=session)
 
 
-def gateway_builder(
-    deployment: str, application: str, limits: Limits, pages: Path, telemetry: Telemetry
-) -> Callable[[], FastAPI]:
+def gateway_builder(deployment: str, limits: Limits, pages: Path, telemetry: Telemetry) -> Callable[[], FastAPI]:
     """Builds the gateway's application inside its replica."""
 
     def build() -> FastAPI:
         begin(telemetry, "gateway")
-        return gateway(ServeBackend(deployment, application), limits, pages, RayMeter())
+        return gateway(ServeBackend(deployment), limits, pages, RayMeter())
 
     return build

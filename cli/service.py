@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -14,7 +15,7 @@ from cli.common import app, fail
 from client import Client
 from errors import ConfigError, LongtakeError
 from media.output import open_output
-from settings import load, read_shots
+from settings import load, plain_settings, read_shots
 
 URL, KEY = "http://127.0.0.1:8000", "LONGTAKE_KEY"
 Url = Annotated[str, typer.Option(help="Where the service is.")]
@@ -37,6 +38,22 @@ def serve(
     console = Console()
     console.print("starting Ray, the generators and the gateway …")
     run(settings, host, port, lambda: console.print(f"open http://{host}:{port}/ in a browser; Ctrl-C ends it"))
+
+
+@app.command("config")
+def serve_config(
+    config: Annotated[Path | None, typer.Option(help="Settings, YAML; they are written into the result.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at.")] = 8000,
+) -> None:
+    """Print what `serve deploy` takes, for a Ray cluster that runs: longtake config --config my.yaml > serve.yaml."""
+    try:
+        settings = None if config is None else plain_settings(config)
+        from serve_app import deploy_config
+
+        typer.echo(yaml.safe_dump(deploy_config(settings, host, port), sort_keys=False), nl=False)
+    except LongtakeError as error:
+        fail(error, 2)
 
 
 @app.command()

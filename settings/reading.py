@@ -30,8 +30,12 @@ _SETTINGS, _SCRIPT = TypeAdapter(Settings), TypeAdapter(list[Cue], config=STRICT
 _SHOTS = TypeAdapter(with_config(STRICT)(Script))
 
 
-def load(path: Path | None = None, environ: Mapping[str, str] = os.environ, model: str | None = None) -> Settings:
+def load(
+    path: Path | Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ, model: str | None = None
+) -> Settings:
     """The settings of the YAML file ``path``, of ``environ`` and of the command line's ``model``.
+
+    ``path`` may also be what such a file holds.
 
     Raises:
         ConfigError: naming key, value and what was expected.
@@ -39,8 +43,9 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ, mode
     defaults: Any = asdict(Settings())
     known = list(_keys(defaults))
     layers: list[Any] = []
+    origin = str(path) if isinstance(path, Path) else "settings"
     if path is not None:
-        layers.append(_yaml(path, str(path)))
+        layers.append(_yaml(path, origin) if isinstance(path, Path) else dict(path))
         if not isinstance(layers[0], dict | None):
             raise ConfigError(f"{path} holds a {type(layers[0]).__name__}; expected a mapping")
     variables = sorted(name for name in environ if name.startswith(PREFIX))
@@ -53,7 +58,14 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ, mode
         layers.append({"model": {"source": model}})
     chosen = reduce(_overlay, layers, defaults)
     plain = reduce(_overlay, layers, _overlay(defaults, _trained_for(chosen)))
-    return _validated(_SETTINGS, plain, "settings" if path is None else str(path), known, variables)
+    return _validated(_SETTINGS, plain, origin, known, variables)
+
+
+def plain_settings(path: Path) -> dict[str, Any]:
+    """What the YAML file ``path`` holds, after it was found to be right. Raises ``ConfigError``."""
+    load(path)
+    found: dict[str, Any] = _yaml(path, str(path)) or {}
+    return found
 
 
 def _trained_for(plain: Any) -> Any:

@@ -1,0 +1,59 @@
+"""The application's configuration: what ``serve deploy`` takes is made of the settings; nothing wrong is started."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
+
+from ray.serve import Application  # noqa: E402
+from ray.serve.schema import ServeDeploySchema  # noqa: E402
+
+import serve_app  # noqa: E402
+from cli import app  # noqa: E402
+from errors import ConfigError  # noqa: E402
+
+SETTINGS: dict[str, Any] = {"engine": {"sessions": 3}, "service": {"generators": 2, "pace": {"lead": 3}}}
+
+
+def test_what_serve_deploy_takes_is_valid_and_holds_the_settings(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text(yaml.safe_dump(SETTINGS))
+    done = CliRunner().invoke(app, ["config", "--config", str(file), "--port", "8100"])
+    assert done.exit_code == 0, done.output
+    plain = yaml.safe_load(done.stdout)
+    schema = ServeDeploySchema.model_validate(plain)
+    own = schema.applications[0]
+    assert own.args == {"settings": SETTINGS}
+    assert (schema.http_options.port, own.import_path, own.route_prefix) == (8100, "serve_app:app", "/")
+    generator = next(d for d in own.deployments if d.name == "generator")
+    assert generator.num_replicas == 2
+    assert generator.user_config["pace"]["lead"] == 3  # may be changed while sessions run
+    assert isinstance(serve_app.app(serve_app.Arguments(**own.args)), Application)
+
+
+def test_the_application_is_built_of_a_file_of_plain_settings_or_of_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text(yaml.safe_dump(SETTINGS))
+    for given in (str(file), SETTINGS, None):
+        assert isinstance(serve_app.app(serve_app.Arguments(settings=given)), Application)
+    assert isinstance(serve_app.built, Application)
+    with pytest.raises(AttributeError, match="has no attribute 'build'"):
+        _ = serve_app.build
+
+
+def test_wrong_settings_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"service\.ledgers is 0; expected at least 1"):
+        serve_app.app(serve_app.Arguments(settings={"service": {"ledgers": 0}}))
+    with pytest.raises(
+        ConfigError, match=r"service\.pace\.led \(settings\) .* no such key; expected service\.pace\.lead"
+    ):
+        serve_app.deploy_config({"service": {"pace": {"led": 3}}}, "127.0.0.1", 8000)
+    file = tmp_path / "my.yaml"
+    file.write_text("service: {store: nowhere}")
+    done = CliRunner().invoke(app, ["config", "--config", str(file)])
+    assert done.exit_code == 2
+    assert "service.store" in done.output
