@@ -19,6 +19,7 @@ import web
 from actors import serving
 from actors.deployments import GeneratorReplica, SegmenterReplica, gateway_builder
 from actors.remote import DIRECTORY, NAMESPACE, Around
+from actors.worker import Worker
 from settings import Settings, build_segmenter, build_worker, load
 
 NAME, GENERATOR = "longtake", "generator"
@@ -65,8 +66,8 @@ def deploy_config(settings: str | dict[str, Any] | None, host: str, port: int) -
     return {"http_options": {"host": host, "port": port}, "applications": [own]}
 
 
-def application(settings: Settings) -> Application:
-    """Generators behind gateways, by these settings."""
+def application(settings: Settings, build: Callable[..., Worker] = build_worker) -> Application:
+    """Generators behind gateways, by these settings; ``build(settings, vault, tier)`` makes what a generator has."""
     service = settings.service
     router = RequestRouterConfig.model_validate(
         {
@@ -84,15 +85,15 @@ def application(settings: Settings) -> Application:
         request_router_config=router,
         user_config={"pace": asdict(service.pace)},
     )
-    build = gateway_builder(GENERATOR, service.limits, Path(web.__file__).parent, service.telemetry)
+    pages = gateway_builder(GENERATOR, service.limits, Path(web.__file__).parent, service.telemetry)
     gateway: Any = serve.deployment(
-        serve.ingress(build)(),
+        serve.ingress(pages)(),
         name="gateway",
         num_replicas=service.gateways,
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=10_000,
     )
-    build_one = partial(build_worker, settings)
+    build_one = partial(build, settings)
     around = Around(**{f.name: getattr(service, f.name) for f in fields(Around)})
     generators = generator.bind(build_one, around, _segmenters(settings))
     bound: Application = gateway.bind(generators)
