@@ -200,6 +200,7 @@ class Generator:
             "width": width,
             "height": height,
             "fps": float(self.worker.codecs.fps),
+            "model": self.worker.model,
             "mime": live.mime,
             "viewers": len(live.watching),
             "misses": live.misses,

@@ -6,7 +6,7 @@ the stream is bytes in a vault, and decoder and encoder wait as they are.
 
 import io
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from actors.ledger_service import Entry, Statement
+from cache.decisions import Decision
 from cache.operations import Recorder
 from cache.replica import digest
 from cache.spec import TYPES
@@ -25,6 +26,7 @@ from streams.director import Director, Script
 from streams.engine import Chunk
 from streams.stream import Stream
 
+SHOWN = 100  # decisions of each kind that can be inspected
 HISTORY = 512  # chunks whose drift can be inspected
 THUMBNAIL = 160  # pixels of the longer side
 
@@ -37,12 +39,15 @@ class Order:
         prompt: what to show and hear in the first scene, if there is no script.
         subject: description of what the segmenter is to keep an eye on.
         seed: the same order with the same seed gives the same take.
+        model, size: what the generator must have, if the caller minds; ``size`` as ``128x128``, width first.
     """
 
     prompt: str = ""
     script: Script | None = None
     subject: str = ""
     seed: int = 0
+    model: str = ""
+    size: str = ""
 
 
 @dataclass(frozen=True)
@@ -195,9 +200,21 @@ class Reel:
             "drift": list(self.drift),
             "decisions": [
                 {"at": d.at, "action": d.action, "chunk": d.chunk, "type": d.type and d.type.value, "reason": d.reason}
-                for d in list(stream.decisions)[-200:]
+                for d in notable(stream.decisions)
             ],
         }
+
+
+def notable(decisions: Iterable[Decision]) -> list[Decision]:
+    """The newest decisions in order: of evictions, which are most of them, as many as of all others together."""
+    kept: list[Decision] = []
+    left = {True: SHOWN, False: SHOWN}
+    for decision in reversed(list(decisions)):
+        evicts = decision.action == "evict"
+        if left[evicts]:
+            left[evicts] -= 1
+            kept.append(decision)
+    return kept[::-1]
 
 
 def thumbnail(frame: torch.Tensor) -> bytes:

@@ -36,20 +36,22 @@ class NewSession(Strict):
     scenes: list[Scene] = Field(default_factory=list)
     subject: str = ""
     seed: Seed = 0
+    model: str = Field("", description="refused if the service has another")
+    size: str = Field("", description="as 128x128, width first; refused if the service has another")
 
     def order(self, limits: Limits) -> Order:
         """Raises ``BadMessage`` or ``ScriptError`` if it cannot be played or is too long."""
-        _bounded(limits, prompt=self.prompt, subject=self.subject)
+        _bounded(limits, prompt=self.prompt, subject=self.subject, model=self.model, size=self.size)
         if bool(self.prompt.strip()) == bool(self.scenes):
             raise BadMessage("expected either a prompt that is not empty, or scenes")
         if not self.scenes:
-            return Order(self.prompt, None, self.subject, self.seed)
+            return Order(self.prompt, None, self.subject, self.seed, self.model, self.size)
         if len(self.scenes) > limits.scenes:
             raise ScriptError(f"the script has {len(self.scenes)} scenes; expected at most {limits.scenes}")
         for scene in self.scenes:
             _bounded(limits, prompt=scene.prompt, subject=scene.subject, name=scene.name)
         shots = tuple(Shot(s.duration, s.name, s.prompt, s.subject, s.return_to) for s in self.scenes)
-        return Order("", Script(shots), self.subject, self.seed)
+        return Order("", Script(shots), self.subject, self.seed, self.model, self.size)
 
 
 class ChangePrompt(Strict):

@@ -96,8 +96,11 @@ class Worker:
         vault: Vault,
         keeper: SubjectKeeper | None = None,
         encoding: Encoding | None = None,
+        model: str = "toy",
     ) -> None:
+        """``model``: the name by which callers ask for it."""
         self.engine, self.codecs, self.vault, self.keeper = engine, codecs, vault, keeper
+        self.model = model
         self.encoding = encoding or Encoding(audio="opus")
         self.terms = Terms(engine.specs, engine.policy, engine.config.cache)
         self.reels: dict[str, Reel] = {}
@@ -112,14 +115,24 @@ class Worker:
         finally:
             self._inside.release()
 
+    @property
+    def size(self) -> str:
+        """Pixels of a frame as text, width first."""
+        height, width = self.codecs.frame_size
+        return f"{width}x{height}"
+
     # -- reels come and go
 
     def open(self, session: str, order: Order) -> None:
         """Begin a take.
 
         Raises:
+            BadMessage: the order is for another model or size.
             NoCapacity: the pool is full; nothing was changed.
         """
+        for what, asked, mine in (("model", order.model, self.model), ("size", order.size, self.size)):
+            if asked not in ("", mine):
+                raise BadMessage(f"{what} is {asked!r}; this service has {mine!r}")
         director, name, prompt = None, ONE_SCENE, order.prompt
         if order.script is not None:
             director = Director(order.script, self.engine.backbone.geometry.seconds)

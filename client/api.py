@@ -6,27 +6,11 @@ from typing import Any, Literal, Self
 
 import httpx
 
-import errors
+from client.problems import raised
 from client.watch import Watch
-from errors import LongtakeError, ServiceError
+from errors import ServiceError
 
 Message = dict[str, Any]
-
-
-def _by_code(root: type[LongtakeError]) -> dict[str, type[LongtakeError]]:
-    found = {root.code: root}
-    for child in root.__subclasses__():
-        found |= _by_code(child)
-    return found
-
-
-CODES = _by_code(errors.LongtakeError)
-
-
-def raised(problem: Mapping[str, Any]) -> LongtakeError:
-    """The error that problem details speak of."""
-    kind = CODES.get(str(problem.get("code")), ServiceError)
-    return kind(str(problem.get("detail") or problem.get("title") or "the service gave no reason"))
 
 
 class Client:
@@ -49,10 +33,20 @@ class Client:
         await self._http.aclose()
 
     async def create(
-        self, prompt: str = "", scenes: Sequence[Mapping[str, Any]] = (), subject: str = "", seed: int = 0
+        self,
+        prompt: str = "",
+        scenes: Sequence[Mapping[str, Any]] = (),
+        subject: str = "",
+        seed: int = 0,
+        model: str = "",
+        size: str = "",
     ) -> Message:
-        """Begin a session with a prompt, or with the scenes of a script; the answer has its name as ``session``."""
+        """Begin a session with a prompt, or with the scenes of a script; the answer has its name as ``session``.
+
+        ``model`` and ``size`` (as ``"128x128"``): what the service must have, where the caller minds.
+        """
         wanted = {"prompt": prompt, "scenes": list(scenes), "subject": subject, "seed": seed}
+        wanted |= {name: value for name, value in (("model", model), ("size", size)) if value}
         found: Message = await self._call("POST", "/v1/sessions", wanted)
         return found
 

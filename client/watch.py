@@ -10,6 +10,7 @@ from typing import Any, Self
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
+from client.problems import raised
 from errors import ServiceError, SessionOver
 from wire import pack_message, unpack_message
 
@@ -49,8 +50,6 @@ class Watch:
             answer.cancel()
 
     async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
-        from client.api import raised
-
         ended = False
         try:
             while not ended:
@@ -72,8 +71,6 @@ class Watch:
 
     async def control(self, do: str, **fields: Any) -> dict[str, Any]:
         """Direct the session over the socket; somebody must be iterating. Returns the receipt or raises."""
-        from client.api import raised
-
         if self._socket is None:
             raise SessionOver("the watch is not open; use it as an async context manager")
         number = next(self._numbers)

@@ -66,7 +66,9 @@ def build_worker(settings: Settings, vault: Vault, tier: RestoreTier | None = No
     ``tier``: the restore store; by default one in this process.
     """
     studio = _studio(settings, segmenter_here=False, tier=tier)
-    return Worker(studio.engine, studio.codecs, vault, studio.keeper(), settings.service.encoding)
+    return Worker(
+        studio.engine, studio.codecs, vault, studio.keeper(), settings.service.encoding, settings.model.source
+    )
 
 
 def build_segmenter(settings: Settings) -> Segmenter:

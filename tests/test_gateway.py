@@ -166,6 +166,8 @@ def test_many_viewers_see_the_same_and_a_late_one_begins_at_a_key_frame() -> Non
         ({"prompt": "a", "speed": 3}, 400, "bad_message", "speed"),
         ({"prompt": "a" * 3000}, 400, "bad_message", "3,000 characters"),
         ({"scenes": [{"prompt": "a", "duration": 1}] * 1000}, 422, "script", "1000 scenes; expected at most 256"),
+        ({"prompt": "a", "model": "ltx-9"}, 400, "bad_message", "model is 'ltx-9'; this service has 'toy'"),
+        ({"prompt": "a", "size": "64x64"}, 400, "bad_message", "size is '64x64'; this service has '128x128'"),
         ({"scenes": [{"return_to": "cellar", "duration": 1}]}, 422, "script", "return-to 'cellar'"),
         ({"prompt": "a" * 300_000}, 413, "bad_message", "the body has"),
         ("no mapping", 400, "bad_message", "no mapping"),

@@ -10,8 +10,9 @@ import torch
 from actors.generator import Generator
 from actors.live import State
 from actors.pace import Pace
-from actors.reel import Glimpse, Order
+from actors.reel import Glimpse, Order, notable
 from actors.worker import Direction
+from cache.decisions import DecisionLog
 from errors import BadMessage, NoCapacity, SceneExists, SessionOver, StreamError, UnknownScene, UnknownSession
 from media.reading import read
 from models.segmenter import Finding
@@ -317,3 +318,14 @@ def test_the_compute_thread_is_one() -> None:
     worker = Worker(made.engine, made.codecs, Shelf())
     with pytest.raises(RuntimeError, match="two threads in one worker"):
         worker.call(lambda: worker.call(lambda: None))
+
+
+def test_inspection_shows_old_scene_changes_beneath_many_evictions() -> None:
+    log = DecisionLog()
+    for at in range(500):
+        log.add(at, "cut" if at % 100 == 0 else "evict", "")
+    shown = notable(log)
+    assert [d.at for d in shown if d.action == "cut"] == [0, 100, 200, 300, 400]
+    assert [d.at for d in shown if d.action == "evict"][-1] == 499
+    assert len(shown) == 105
+    assert shown == sorted(shown, key=lambda d: d.at)
