@@ -44,6 +44,7 @@ class Live:
         looking: whether the segmenter is at work for it.
         blind: why the segmenter saw nothing when it last looked.
         unconfirmed: whether its newest chunk waits for the ledger service.
+        made_at: when its newest chunk was made; of those that are due at the same time, who waits longest is served.
     """
 
     id: str
@@ -62,6 +63,7 @@ class Live:
     blind: str = ""
     unconfirmed: bool = False
     shown: bool = False
+    made_at: float = float("-inf")
     misses: int = 0
     watching: dict[str, Watching] = field(default_factory=dict)
     pieces: deque[Piece] = field(default_factory=deque)
@@ -99,6 +101,7 @@ class Live:
         """Add the newest piece; the oldest goes if there are too many. Returns whether it came too late."""
         late = now > self.deadline
         self.misses += late
+        self.made_at = now
         self.pieces.append(piece)
         self.next_chunk = piece.index + 1
         while len(self.pieces) > self.pace.kept:

@@ -74,7 +74,8 @@ class StepLoop:
         while True:
             await self.compute.drain()
             await self._tend()
-            batch = sorted((live for live in self.sessions.values() if live.due), key=lambda live: live.deadline)
+            due = [live for live in self.sessions.values() if live.due]
+            batch = sorted(due, key=lambda live: (live.deadline, live.made_at))
             if batch:
                 await self._step(batch[: self.pace.batch])
             elif not self.compute.jobs:

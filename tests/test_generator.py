@@ -133,6 +133,20 @@ def test_who_is_due_is_served_in_the_order_of_deadlines() -> None:
     run(test)
 
 
+def test_more_sessions_than_a_batch_takes_are_served_in_turn() -> None:
+    async def test() -> None:
+        async with generator(Pace(lead=8, batch=1)) as made:
+            order: list[str] = []
+            step = made.worker.step
+            made.worker.step = lambda ids: order.extend(ids) or step(ids)  # type: ignore[method-assign, func-returns-value]
+            for name in "abc":
+                await made.create(name, BALL)
+            await until(lambda: len(order) >= 15)
+            assert order[9:15] in (["a", "b", "c"] * 2, ["b", "c", "a"] * 2, ["c", "a", "b"] * 2)
+
+    run(test)
+
+
 def test_a_paused_session_gives_its_place_back_and_goes_on_bit_equal() -> None:
     async def film(pauses: bool) -> bytes:
         shelf = Shelf()
