@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import ray
@@ -31,10 +32,15 @@ DIRECTORY, STORE, LEDGER = "session-directory", "restore-store", "ledger"
 Handle = Any  # Ray makes the methods of handles up as they are called
 
 
+@cache
+def actor_of(kind: type) -> Handle:
+    """The class as an actor's; Ray keeps each one that it ever made, so there is one."""
+    return ray.remote(num_cpus=0, max_restarts=-1)(kind)
+
+
 def shared(name: str, kind: type, *arguments: Any, **options: Any) -> Handle:
     """The actor of that name, made if there is none; it outlives whoever made it, and is made anew if it dies."""
-    actor: Any = ray.remote(num_cpus=0, max_restarts=-1)(kind)
-    named = actor.options(name=name, namespace=NAMESPACE, get_if_exists=True, lifetime="detached", **options)
+    named = actor_of(kind).options(name=name, namespace=NAMESPACE, get_if_exists=True, lifetime="detached", **options)
     return named.remote(*arguments)
 
 
