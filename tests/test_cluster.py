@@ -22,14 +22,21 @@ from serve_app import NAME, application  # noqa: E402
 from settings import load  # noqa: E402
 from tests.service import QUICK  # noqa: E402
 from tests.test_serve import BALL, RING, film  # noqa: E402
+from tests.test_telemetry import Spans, collecting  # noqa: E402
 
 PORT = 8124
 POOL = 200_000_000  # bytes of each node's object store
 
 
 @pytest.fixture(scope="module")
-def service() -> Iterator[str]:
-    settings = load(environ=QUICK)
+def collector() -> Iterator[tuple[str, Spans]]:
+    with collecting() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def service(collector: tuple[str, Spans]) -> Iterator[str]:
+    settings = load(environ={**QUICK, "LONGTAKE_SERVICE__TELEMETRY__TRACES": collector[0]})
     stored = replace(settings.service, cpus=0.5, store="cluster", store_resources={"memory_node": 0.01})
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     cluster = Cluster(
@@ -77,3 +84,21 @@ def test_a_take_returns_and_resumes_by_a_restore_store_on_another_node(service: 
             assert (left["records"], left["bytes_held"], left["vault_streams"]) == (0, 0, 0)
 
     asyncio.run(test())
+
+
+def test_a_request_is_one_trace_through_gateway_and_generator(service: str, collector: tuple[str, Spans]) -> None:
+    async def test() -> None:
+        async with Client(service) as client:
+            session = (await client.create(BALL))["session"]
+            await film(client, session, 2)
+            await client.stop(session)
+            async with asyncio.timeout(60):  # spans are sent every few seconds
+                while not [s for s in collector[1] if s[:2] == ("longtake-generator", "stop")]:
+                    await asyncio.sleep(0.1)
+
+    asyncio.run(test())
+    named = {(process, name): (trace, parent) for process, name, trace, parent in collector[1]}
+    asked = {trace for process, name, trace, _ in collector[1] if (process, name) == ("longtake-gateway", "request")}
+    assert named["longtake-generator", "create"][0] in asked
+    assert named["longtake-generator", "create"][1]
+    assert {"step", "encode", "ledger"} <= {name for process, name in named if process == "longtake-generator"}

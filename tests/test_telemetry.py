@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
@@ -88,10 +89,13 @@ def test_a_log_line_is_one_object_with_session_and_chunk() -> None:
     assert said["time"].startswith("1970-01-01T00:00:00.")
 
 
+Spans = list[tuple[str, str, str, str]]  # process, name, trace, parent
+
+
 class Collector(BaseHTTPRequestHandler):
     """Takes spans as an OpenTelemetry collector does."""
 
-    spans: list[tuple[str, str, str, str]]  # process, name, trace, parent
+    spans: Spans
 
     def do_POST(self) -> None:
         request = ExportTraceServiceRequest.FromString(self.rfile.read(int(self.headers["content-length"])))
@@ -106,12 +110,12 @@ class Collector(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def collector() -> Iterator[tuple[str, list[tuple[str, str, str, str]]]]:
+@contextmanager
+def collecting() -> Iterator[tuple[str, Spans]]:
+    """A collector on a port of its own: its URL, and the spans that reach it."""
     handler = type("Handler", (Collector,), {"spans": []})
     server = HTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}/v1/traces", handler.spans
     finally:
@@ -132,11 +136,9 @@ trace.get_tracer_provider().shutdown()
 """
 
 
-def test_spans_reach_a_collector_in_the_trace_that_was_carried_over(
-    collector: tuple[str, list[tuple[str, str, str, str]]],
-) -> None:
-    url, spans = collector
-    subprocess.run([sys.executable, "-c", TRACED, url, "generator"], check=True, timeout=60)
+def test_spans_reach_a_collector_in_the_trace_that_was_carried_over() -> None:
+    with collecting() as (url, spans):
+        subprocess.run([sys.executable, "-c", TRACED, url, "generator"], check=True, timeout=60)
     (_, outer, trace, root), (process, inner, same, parent) = sorted(spans, key=lambda s: s[1], reverse=True)
     assert (outer, inner, process) == ("outer", "inner", "longtake-generator")
     assert (trace, root) == (same, "")
