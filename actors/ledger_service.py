@@ -23,6 +23,7 @@ from errors import FencedOff, LongtakeError, NoCapacity, UnknownSession
 
 SESSIONS = 4096
 FORGET_S = 3600.0
+LOG_CAPACITY = 64  # decisions that are kept a session; the generator's own log is the one that is read
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,8 @@ class LedgerShard:
 
     def _put(self, statement: Statement, epoch: int) -> None:
         terms, answers = statement.terms, Answers()
-        manager = load(statement.state, statement.session, terms.specs, terms.policy, terms.config, answers)
+        config = replace(terms.config, log_capacity=LOG_CAPACITY)
+        manager = load(statement.state, statement.session, terms.specs, terms.policy, config, answers)
         self.books[statement.session] = Book(manager, answers, terms, epoch, statement.number, self.clock())
 
     def _make_room(self) -> None:
