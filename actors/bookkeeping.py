@@ -4,17 +4,19 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Protocol
 
 from opentelemetry import trace
 
 from actors.ledger_service import Entry, LedgerShard, Statement, Verdict
 from actors.metrics import Meter
-from errors import FencedOff, LongtakeError, ServiceError, UnknownSession
+from errors import FencedOff, LongtakeError, NoCapacity, ServiceError, UnknownSession
 
 LOG, TRACER = logging.getLogger("longtake.ledger"), trace.get_tracer("longtake")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
+CALL_S = 10.0  # a call that takes longer is taken for lost; a commit may be repeated
 State = Callable[[str], Awaitable[Statement]]
 
 
@@ -64,6 +66,16 @@ class OwnLedger(Ledger):
         self.service.close(session, epoch)
 
 
+@asynccontextmanager
+async def answered() -> AsyncIterator[None]:
+    """Raises ``ServiceError`` if the ledger service takes too long."""
+    try:
+        async with asyncio.timeout(CALL_S):
+            yield
+    except TimeoutError as error:
+        raise ServiceError(f"the ledger service has not answered for {CALL_S:g} s") from error
+
+
 class Bookkeeper:
     """Epochs of the sessions of one generator, and the confirmation of their commits. Event loop only.
 
@@ -85,7 +97,9 @@ class Bookkeeper:
 
     async def open(self, session: str) -> None:
         """Take a session over. Raises ``ServiceError``, also while its shard does not answer."""
-        self.epochs[session] = await self.ledger.open(await self.state(session))
+        statement = await self.state(session)
+        async with answered():
+            self.epochs[session] = await self.ledger.open(statement)
 
     async def close(self, session: str) -> None:
         """Forget a session."""
@@ -111,14 +125,19 @@ class Bookkeeper:
     async def _confirm(self, entries: Sequence[Entry]) -> dict[str, LongtakeError | None]:
         until, pause = self.clock() + self.patience_s, FIRST_PAUSE_S
         shard = self.ledger.shard(entries[0].session)
+        settled: dict[str, LongtakeError | None] = {}
         while True:
+            left = [e.under(self.epochs.get(e.session, 0)) for e in entries if e.session not in settled]
             try:
-                verdicts = await self.ledger.commit(shard, [e.under(self.epochs.get(e.session, 0)) for e in entries])
-                return {e.session: await self._settle(e, v) for e, v in zip(entries, verdicts, strict=True)}
+                async with answered():
+                    verdicts = await self.ledger.commit(shard, left)
+                for entry, verdict in zip(left, verdicts, strict=True):
+                    settled[entry.session] = await self._settle(entry, verdict)
+                return settled
             except ServiceError as error:
                 LOG.warning("the ledger service does not answer", extra={"shard": shard, "reason": str(error)})
                 if self.clock() + pause > until:
-                    return {e.session: error for e in entries}
+                    return {e.session: settled.get(e.session, error) for e in entries}
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
@@ -129,7 +148,9 @@ class Bookkeeper:
             if verdict is Verdict.FENCED:
                 raise FencedOff(f"another generator has taken {entry.session} over; chunk {entry.chunk} is not shown")
             if verdict is not Verdict.BOOKED and entry.session in self.epochs:
-                await self.ledger.state(await self.state(entry.session), self.epochs[entry.session])
-        except (FencedOff, UnknownSession) as error:
+                statement = await self.state(entry.session)
+                async with answered():
+                    await self.ledger.state(statement, self.epochs[entry.session])
+        except (FencedOff, NoCapacity, UnknownSession) as error:
             return error
         return None

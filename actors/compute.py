@@ -52,8 +52,8 @@ class Compute:
         return await job.done
 
     async def drain(self) -> None:
-        """Do what waits, in the order in which it came."""
-        while self.jobs:
+        """Do what waits now, in the order in which it came; what comes meanwhile waits for the next step."""
+        for _ in range(len(self.jobs)):
             job = self.jobs.popleft()
             if job.done.cancelled():
                 continue

@@ -1,9 +1,9 @@
 """The plain classes as Ray Serve deployments, and nothing else."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,11 @@ from actors.remote_tier import RemoteTier
 from actors.telemetry import Carrier, Telemetry, begin, carrier, span
 from actors.worker import Vault, Worker
 from cache.tiers import RestoreTier
-from errors import LongtakeError, ServiceError
+from errors import ServiceError
 from models.segmenter import Finding, Segmenter
 
 BEAT_S = 1.0
+LOG = logging.getLogger("longtake.generator")
 
 
 class SegmenterReplica:
@@ -82,14 +83,14 @@ class GeneratorReplica:
             stuck_s=around.stuck_s,
             meter=RayMeter(),
         )
-        self._beat: asyncio.Task[None] | None = None
+        self._beats: list[asyncio.Task[None]] = []
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """Serve's ``user_config``: the pace, which may change while sessions run. Called before the first request."""
         self.generator.repace(Pace(**config["pace"]))
-        if self._beat is None:
+        if not self._beats:
             self.generator.start()
-            self._beat = asyncio.create_task(self._beats())
+            self._beats = [asyncio.create_task(every(BEAT_S, work)) for work in (self._report, self.generator.measure)]
             await self._report()
 
     async def create(self, carried: Carrier, session: str, order: Order, owner: str) -> dict[str, Any]:
@@ -121,8 +122,10 @@ class GeneratorReplica:
             live.detach(viewer, self.generator.clock())
 
     async def check_health(self) -> None:
-        """Raises if a step is stuck; Serve then replaces the replica."""
+        """Raises if a step is stuck or nothing is reported; Serve then replaces the replica."""
         self.generator.check_health()
+        if any(beat.done() for beat in self._beats):
+            raise RuntimeError("this generator no longer reports to the directory")
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Sessions that take a place, for an autoscaling policy."""
@@ -138,13 +141,15 @@ class GeneratorReplica:
     async def _report(self) -> None:
         await self.directory.report.remote(self.name, self.generator.capacity, self._held())
 
-    async def _beats(self) -> None:
-        while True:
-            with suppress(RayError):  # the directory is being made anew
-                await self._report()
-            with suppress(LongtakeError):  # too much waits for the compute thread
-                await self.generator.loop.measure()
-            await asyncio.sleep(BEAT_S)
+
+async def every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+    """Do something again and again, whatever it raises."""
+    while True:
+        try:
+            await work()
+        except Exception as error:  # noqa: BLE001  the directory is being made anew, or too much waits for compute
+            LOG.warning("a beat was left out", extra={"reason": repr(error)})
+        await asyncio.sleep(seconds)
 
 
 class ServeBackend:
@@ -153,6 +158,7 @@ class ServeBackend:
     def __init__(self, deployment: str) -> None:
         self._deployment = deployment
         self._handle: Handle = None
+        self._directory: Handle = None
 
     @property
     def handle(self) -> Handle:
@@ -161,14 +167,21 @@ class ServeBackend:
             self._handle = serve.get_deployment_handle(self._deployment)
         return self._handle
 
+    @property
+    def directory(self) -> Handle:
+        """The session directory."""
+        if self._directory is None:
+            self._directory = directory()
+        return self._directory
+
     async def create(self, session: str, order: Order, owner: str) -> dict[str, Any]:
         """Place a session and begin it."""
         with told_plainly():
-            await directory().place.remote(session)
+            await self.directory.place.remote(session)
             try:
                 found: dict[str, Any] = await self._of(session).create.remote(carrier(), session, order, owner)
             except BaseException:
-                directory().release.remote(session)
+                self.directory.release.remote(session)
                 raise
             return found
 
@@ -193,7 +206,7 @@ class ServeBackend:
     async def listing(self, owner: str) -> list[dict[str, Any]]:
         """All sessions of an owner."""
         with told_plainly():
-            found: list[dict[str, Any]] = await directory().listing.remote(owner)
+            found: list[dict[str, Any]] = await self.directory.listing.remote(owner)
             return found
 
     def _of(self, session: str) -> Handle:

@@ -1,10 +1,11 @@
 """The generator: what gateways ask of a step loop over many sessions. Plain asyncio; ``serve_app`` wraps it."""
 
+import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from actors.bookkeeping import Ledger, OwnLedger
 from actors.live import OVER, Live, State
@@ -14,9 +15,10 @@ from actors.reel import Order
 from actors.showing import messages
 from actors.step_loop import See, StepLoop
 from actors.worker import FAILURES, Direction, Worker
-from errors import BadMessage, NoCapacity, SessionOver, UnknownSession
+from errors import BadMessage, NoCapacity, RecordLost, SessionOver, UnknownSession
 
 CALLS = {"control", "pause", "resume", "fork", "stop", "acknowledge", "inspect", "thumbnail"}
+T = TypeVar("T")
 LOG = logging.getLogger("longtake.generator")
 
 
@@ -96,10 +98,13 @@ class Generator:
         """
         if session in self.sessions:
             raise BadMessage(f"session {session!r} exists already")
+        await self._whole(self._create(session, order, owner), session)
+        return self.describe(session)
+
+    async def _create(self, session: str, order: Order, owner: str) -> None:
         await self.loop.between(self.worker.open, session, order)
         await self._book(session)
         self._enter(Live(session, self.pace, self.seconds, self.clock(), owner))
-        return self.describe(session)
 
     async def control(self, session: str, direction: Direction) -> dict[str, Any]:
         """Direct a session; the receipt says from which chunk it holds."""
@@ -114,7 +119,7 @@ class Generator:
     async def pause(self, session: str) -> dict[str, Any]:
         """Put a session away until ``resume``; idempotent."""
         live = self._open(session)
-        await self._put_away(live, "asked for", held=True)
+        await self._whole(self._put_away(live, "asked for", held=True))
         return {"session": session, "do": "pause", "from": live.next_chunk}
 
     async def resume(self, session: str) -> dict[str, Any]:
@@ -125,19 +130,23 @@ class Generator:
 
     async def fork(self, session: str, child: str, seed: int | None = None) -> dict[str, Any]:
         """A second session with the same past."""
+        begin = await self._whole(self._make_fork(session, child, seed), child)
+        return {"session": session, "do": "fork", "from": begin, "child": child}
+
+    async def _make_fork(self, session: str, child: str, seed: int | None) -> int:
         live = self._open(session)
         await self._ensure_on(live)
-        begin = await self.loop.between(self._fork, session, child, seed)
+        begin: int = await self.loop.between(self._fork, session, child, seed)
         await self._book(child)
         self._enter(Live(child, self.pace, self.seconds, self.clock(), live.owner, base=begin - 1, next_chunk=begin))
-        return {"session": session, "do": "fork", "from": begin, "child": child}
+        return begin
 
     async def stop(self, session: str) -> dict[str, Any]:
         """End a session for good."""
         live = self._known(session)
         at = live.next_chunk
         live.enter(State.STOPPED, self.clock(), "asked for")
-        await self._forget(live)
+        await self._whole(self._forget(live))
         LOG.info("session stopped", extra={"session": session, "chunk": at})
         return {"session": session, "do": "stop", "from": at}
 
@@ -169,9 +178,9 @@ class Generator:
         if viewer not in live.watching:
             raise BadMessage(f"{viewer!r} does not watch {session}")
         watching = live.watching[viewer]
-        watching.viewer.acknowledge(chunk, credits, buffered, self.clock(), self.pace)
+        more = watching.viewer.acknowledge(chunk, credits, buffered, self.clock(), self.pace)
         watching.news.set()
-        if live.state is State.PAUSED and not live.held:
+        if more and live.state is State.PAUSED and not live.held:
             with suppress(NoCapacity):  # tried again at its next acknowledgement
                 await self._ensure_on(live)
         self.loop.wake()
@@ -210,7 +219,26 @@ class Generator:
         """All sessions of an owner."""
         return [self.describe(session) for session, live in self.sessions.items() if live.owner == owner]
 
+    async def measure(self) -> None:
+        """Set all gauges."""
+        await self.loop.measure()
+
     # -- inside
+
+    async def _whole(self, work: Coroutine[Any, Any, T], new: str = "") -> T:
+        """Do ``work`` to its end even if whoever asked has gone; a session ``new`` is stopped then."""
+        task = self.loop.spawn(work)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            self.loop.spawn(self._settled(task, new))
+            raise
+
+    async def _settled(self, task: "asyncio.Task[Any]", new: str) -> None:
+        with suppress(FAILURES):
+            await task
+            if new:
+                await self.stop(new)
 
     async def _book(self, session: str) -> None:
         """Enter a new session in the ledger service; if that fails there is no session."""
@@ -230,8 +258,15 @@ class Generator:
         return self.worker.reels[child].next_chunk
 
     async def _ensure_on(self, live: Live) -> None:
+        await self._whole(self._bring_back(live))
+
+    async def _bring_back(self, live: Live) -> None:
         if live.state is State.PAUSED:
-            await self.loop.between(self.worker.bring_back, live.id)
+            try:
+                await self.loop.between(self.worker.bring_back, live.id)
+            except RecordLost as error:
+                live.enter(State.FAILED, self.clock(), str(error))
+                raise
             if live.state is State.PAUSED:
                 live.enter(State.RUNNING, self.clock())
                 self.loop.wake()
@@ -244,7 +279,8 @@ class Generator:
         try:
             await self.loop.between(self.worker.put_away, live.id)
         except FAILURES:
-            live.enter(before, self.clock())
+            if live.state is State.PAUSED:
+                live.enter(before, self.clock())
             raise
 
     async def _forget(self, live: Live) -> None:

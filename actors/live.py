@@ -149,6 +149,8 @@ class Live:
 
     def stalled(self, now: float) -> list[str]:
         """Viewers that keep others or the session waiting for longer than ``pace.patience_s``."""
+        if self.state is State.FINISHED:
+            return [name for name, w in self.watching.items() if now - w.viewer.heard > self.pace.patience_s]
         if self.state is not State.RUNNING or self.due:
             return []
         return [

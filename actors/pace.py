@@ -18,6 +18,7 @@ class Pace:
             control comes late at most.
         patience_s: how long a session waits for a viewer that acknowledges nothing before it is paused.
         idle_s: how long a session without viewers is kept in the pool before it is paused.
+        away_s: how long a session that is put away is kept while nobody watches; then it is stopped.
         linger_s: how long a finished take can still be watched before it is closed.
         batch: most sessions in one step.
         kept: chunks of media that are kept for viewers that come back; at least ``lead``.
@@ -27,6 +28,7 @@ class Pace:
     lead: int = 4
     patience_s: float = 30.0
     idle_s: float = 60.0
+    away_s: float = 86_400.0
     linger_s: float = 60.0
     batch: int = 16
     kept: int = 48
@@ -38,7 +40,7 @@ class Pace:
                 raise ConfigError(f"pace.{name} is {getattr(self, name)}; expected at least 1")
         if self.kept < self.lead:
             raise ConfigError(f"pace.kept is {self.kept}; expected at least pace.lead, which is {self.lead}")
-        for name in ("patience_s", "idle_s", "linger_s"):
+        for name in ("patience_s", "idle_s", "away_s", "linger_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"pace.{name} is {getattr(self, name)}; expected more than 0 seconds")
 
@@ -65,8 +67,8 @@ class Viewer:
     def __post_init__(self) -> None:
         self.sent = self.acked
 
-    def acknowledge(self, chunk: int, credits: int, buffered: float | None, now: float, pace: Pace) -> None:
-        """Take an acknowledgement.
+    def acknowledge(self, chunk: int, credits: int, buffered: float | None, now: float, pace: Pace) -> bool:
+        """Take an acknowledgement; returns whether it says more than the one before.
 
         Raises:
             BadMessage: of a chunk that was never sent or is older than the last, or more credits than are given; the
@@ -78,9 +80,11 @@ class Viewer:
             raise BadMessage(f"ack with {credits} credits; expected 0 to {pace.kept}")
         if buffered is not None and not 0 <= buffered < float("inf"):
             raise BadMessage(f"ack with {buffered} s buffered; expected seconds, 0 or more")
-        if chunk > self.acked or credits > self.credits:
+        more = chunk > self.acked or credits > self.credits
+        if more:
             self.heard = now
         self.acked, self.credits, self.buffered = chunk, credits, buffered
+        return more
 
     @property
     def window(self) -> int:

@@ -25,7 +25,7 @@ from actors.worker import Vault
 from errors import LongtakeError, ServiceError
 
 NAMESPACE = "longtake"
-GAUGES_S = 5.0
+GAUGES_S, VAULT_S = 5.0, 20.0
 DIRECTORY, STORE, LEDGER = "session-directory", "restore-store", "ledger"
 
 
@@ -137,11 +137,11 @@ class RemoteVault(Vault):
 
     def put(self, session: str, data: bytes) -> None:
         with told_plainly():
-            ray.get(self.handle.put.remote(session, data))
+            ray.get(self.handle.put.remote(session, data), timeout=VAULT_S)
 
     def take(self, session: str) -> bytes:
         with told_plainly():
-            return bytes(ray.get(self.handle.take.remote(session)))
+            return bytes(ray.get(self.handle.take.remote(session), timeout=VAULT_S))
 
     def drop(self, session: str) -> None:
         self.handle.drop.remote(session)

@@ -5,6 +5,8 @@ sent, and is asked for anew when the store says that it had to drop something or
 waited for. If the store has gone, so have its chunks, and streams go on without them.
 """
 
+import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -26,7 +28,10 @@ from errors import RecordLost, ServiceError
 
 Index = dict[str, dict[int, Held]]
 Call = Callable[..., "Future[Answer]"]
+LOG = logging.getLogger("longtake.store")
 PATIENCE_S = 5.0
+AWAY_S = 10.0  # after a call that was not answered in time nothing is asked for
+CALLS = 4096  # on their way at most
 BRIEFLY_S = 0.05
 IN_FLIGHT = 64 << 20
 
@@ -50,8 +55,15 @@ class RemoteTier(RestoreTier):
         in_flight: bytes on their way at most; what does not fit is not kept (``refused`` counts it).
     """
 
-    def __init__(self, call: Call, patience_s: float = PATIENCE_S, in_flight: int = IN_FLIGHT) -> None:
-        self.call, self.patience_s, self.in_flight = call, patience_s, in_flight
+    def __init__(
+        self,
+        call: Call,
+        patience_s: float = PATIENCE_S,
+        in_flight: int = IN_FLIGHT,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.call, self.patience_s, self.in_flight, self.clock = call, patience_s, in_flight, clock
+        self._away_until = float("-inf")
         self.index: Index = {}
         self.refused = 0
         self.failures = 0
@@ -102,8 +114,8 @@ class RemoteTier(RestoreTier):
         self, session: str, chunk: int, adds: Held, nbytes: int, call: str, pack: Callable[[], tuple[Any, ...]]
     ) -> None:
         self._settle()
-        while self._sent and sum(s.nbytes for s in self._sent) + nbytes > self.in_flight:
-            if not self._oldest(BRIEFLY_S):
+        while self._sent and self._crowded(nbytes):
+            if self.clock() < self._away_until or not self._oldest(BRIEFLY_S):
                 self.refused += 1
                 return
 
@@ -113,6 +125,9 @@ class RemoteTier(RestoreTier):
             chunks[chunk] = replace(held, types=held.types | adds.types, latents=held.latents or adds.latents)
 
         self._send(change, call, session, chunk, *pack(), nbytes=nbytes)
+
+    def _crowded(self, nbytes: int) -> bool:
+        return len(self._sent) >= CALLS or sum(s.nbytes for s in self._sent) + nbytes > self.in_flight
 
     def _send(self, change: Callable[[Index], Any], call: str, *arguments: Any, nbytes: int = 0) -> None:
         change(self.index)
@@ -131,9 +146,9 @@ class RemoteTier(RestoreTier):
             answer = sent.answer.result(seconds)
         except TimeoutError:
             return False
-        except ServiceError:
+        except Exception as error:  # noqa: BLE001  whatever the store raised, it does not have what was sent
             self._sent.popleft()
-            self._lost()
+            self._lost(error)
         else:
             self._sent.popleft()
             if sent.asks:
@@ -144,12 +159,15 @@ class RemoteTier(RestoreTier):
 
     def _wait(self, call: str, *arguments: Any) -> Any:
         """The result of a call. Raises ``RecordLost``."""
+        if self.clock() < self._away_until:
+            raise RecordLost("the restore store did not answer a moment ago")
         try:
             answer = self.call(call, *arguments).result(self.patience_s)
         except ServiceError as error:
-            self._lost()
+            self._lost(error)
             raise RecordLost(f"the restore store has gone: {error}") from error
         except TimeoutError as error:
+            self._away_until = self.clock() + AWAY_S
             raise RecordLost(f"the restore store has not answered for {self.patience_s:g} s") from error
         self._settle()
         self._heed(answer)
@@ -172,7 +190,9 @@ class RemoteTier(RestoreTier):
         for sent in self._sent:
             sent.change(self.index)
 
-    def _lost(self) -> None:
-        """The store has gone, and with it all that it held."""
+    def _lost(self, error: Exception) -> None:
+        """A call failed: perhaps the store has gone with all that it held; the next answer tells."""
+        LOG.warning("the restore store failed", extra={"reason": str(error)})
         self.failures += 1
-        self.index = {}
+        self.index = {session: {} for session in self.index}
+        self._known = ("", -1)

@@ -56,7 +56,7 @@ def watching(backend: Backend, limits: Limits, meter: Meter) -> Any:
             with suppress(RuntimeError, WebSocketDisconnect):
                 await socket.send_bytes(pack_message({"type": "problem", **_untyped(problem(error))}))
             await _close(socket, SHOWN_OUT.get(status_of(error), 1011), str(error))
-        except WebSocketDisconnect:
+        except (WebSocketDisconnect, RuntimeError):  # the second if it closed while something was being sent
             pass
         finally:
             open_sockets(-1)
@@ -91,7 +91,10 @@ async def _serve(door: Door, after: int | None, credits: int, fresh: bool) -> st
 
     async def receive() -> str:
         bucket = Bucket(door.limits.messages, 2 * door.limits.messages)
-        async for data in door.socket.iter_bytes():
+        while (received := await door.socket.receive())["type"] != "websocket.disconnect":
+            data = received.get("bytes")
+            if data is None:
+                raise BadMessage("a text message; expected binary ones, msgpack as in docs/protocol.md")
             bucket.take("messages")
             async with answering:
                 await _answer(door, unpack_message(data))

@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from opentelemetry import trace
 
@@ -19,12 +19,13 @@ from actors.compute import Compute
 from actors.live import OVER, Live, State
 from actors.metrics import Meter
 from actors.pace import Pace
-from actors.reel import Glimpse
+from actors.reel import Glimpse, Piece
 from actors.worker import FAILURES, Made, Stepped, Worker
-from errors import LongtakeError
+from errors import LongtakeError, SessionOver, StreamError
 from models.segmenter import Finding
 
 See = Callable[[Glimpse], Awaitable[Finding]]
+T = TypeVar("T")
 LONGEST_WAIT = 1.0  # seconds between two looks at who is idle
 CONFIRM_S = 0.05  # how long a batch stays together for the ledger service's answers
 LOG, TRACER = logging.getLogger("longtake.generator"), trace.get_tracer("longtake")
@@ -41,7 +42,7 @@ class StepLoop:
         self.compute = Compute(worker, clock)
         self.books = Bookkeeper(ledger, partial(self.between, worker.statement), meter, clock=clock)
         self.task: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     def start(self) -> None:
         """Begin to step; again is no error."""
@@ -52,7 +53,7 @@ class StepLoop:
         """End the loop and every session; a step in progress is waited for."""
         if self.task is not None:
             self.task.cancel()
-            with suppress(asyncio.CancelledError):
+            with suppress(FAILURES, asyncio.CancelledError):  # what ended it was said when it ended
                 await self.task
         for task in self._tasks:
             task.cancel()
@@ -62,8 +63,10 @@ class StepLoop:
         self.compute.close()
 
     async def between(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Have something done by the compute thread between two steps."""
+        """Have something done by the compute thread between two steps. Raises ``SessionOver`` if the loop has ended."""
         self.start()
+        if self.task is not None and self.task.done():
+            raise SessionOver("the generator's step loop has ended")
         return await self.compute.between(function, *arguments)
 
     def wake(self) -> None:
@@ -91,7 +94,8 @@ class StepLoop:
             stepped: dict[str, Stepped] = await self.compute.now(self.worker.step, [live.id for live in batch])
             computed = self._lapse("compute", began)
             entries = [one.entry for one in stepped.values() if one.entry is not None]
-            booked = [asyncio.create_task(self.books.confirm(group)) for group in self.books.by_shard(entries)]
+            groups = self.books.by_shard(entries)
+            booked = [asyncio.create_task(self.books.confirm(group)) for group in groups]
             for live in batch:
                 failure = stepped[live.id].failure
                 live.unconfirmed = failure is None
@@ -102,7 +106,10 @@ class StepLoop:
                 made: dict[str, Made] = await self.compute.now(self.worker.show, chunks)
             self._lapse("encode", computed)
             self.meter.observe("batch_sessions", len(batch))
-            shown = [self._spawn(self._publish(verdicts, made, began)) for verdicts in booked]
+            shown = [
+                self.spawn(self._publish({e.session: made[e.session] for e in group}, verdicts, began))
+                for group, verdicts in zip(groups, booked, strict=True)
+            ]
             if shown:
                 await asyncio.wait(shown, timeout=CONFIRM_S)
 
@@ -112,27 +119,31 @@ class StepLoop:
         return now
 
     async def _publish(
-        self, verdicts: "asyncio.Task[dict[str, LongtakeError | None]]", made: dict[str, Made], began: float
+        self, made: dict[str, Made], verdicts: "asyncio.Task[dict[str, LongtakeError | None]]", began: float
     ) -> None:
         """Give viewers what the ledger service has booked."""
-        for session, refused in (await verdicts).items():
-            live, one = self.sessions.get(session), made[session]
+        try:
+            refused = await verdicts
+        except FAILURES as error:
+            LOG.exception("unexpected error of the ledger service")
+            refused = dict.fromkeys(made, StreamError(f"the ledger service failed: {error!r}"))
+        for session, one in made.items():
+            live = self.sessions.get(session)
             if live is None or live.state in OVER:
                 continue
             live.unconfirmed = False
-            failure = refused or one.failure
+            failure = refused[session] or one.failure
             if failure is not None or one.piece is None:
                 self._fail(live, failure)
                 continue
-            self._give(live, one)
+            self._give(live, one, one.piece)
             self._lapse("total", began)
             if one.glimpse is not None and self.see is not None and not live.looking:
                 self._look(live, one.glimpse, self.see)
         self.wake()
 
-    def _give(self, live: Live, made: Made) -> None:
-        assert made.piece is not None
-        now, piece = self.clock(), made.piece
+    def _give(self, live: Live, made: Made, piece: Piece) -> None:
+        now = self.clock()
         if made.init is not None:
             live.header, live.mime = made.init.data, made.init.mime
         if not live.shown:
@@ -167,9 +178,10 @@ class StepLoop:
                 live.looking = False
 
         live.looking = True
-        self._spawn(look())
+        self.spawn(look())
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+    def spawn(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+        """Do something on the side; it ends with the loop."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -180,7 +192,7 @@ class StepLoop:
         now = self.clock()
         for live in list(self.sessions.values()):
             stalled = live.stalled(now)
-            if stalled and len(stalled) < len(live.watching):
+            if stalled and (live.state in OVER or len(stalled) < len(live.watching)):
                 for name in stalled:
                     live.watching[name].dropped = f"nothing was acknowledged for {self.pace.patience_s:g} s"
                     live.detach(name, now)
@@ -190,10 +202,15 @@ class StepLoop:
                 await self._put_away(live, "its viewers acknowledge nothing")
             elif live.state is State.RUNNING and not live.watching and now - live.since > self.pace.idle_s:
                 await self._put_away(live, "nobody watches")
+            elif live.state is State.PAUSED and not live.watching and now - live.since > self.pace.away_s:
+                live.enter(State.STOPPED, now, f"nobody came back for {self.pace.away_s:g} s")
             elif live.state in OVER and not live.watching and now - live.since > self.pace.linger_s:
-                await self.compute.now(self.worker.close, live.id)
-                await self.books.close(live.id)
                 self.sessions.pop(live.id, None)
+                try:
+                    await self.compute.now(self.worker.close, live.id)
+                    await self.books.close(live.id)
+                except FAILURES:
+                    LOG.exception("a session could not be closed", extra={"session": live.id})
 
     async def _put_away(self, live: Live, reason: str) -> None:
         """If the vault is full or gone the session stays, and is asked again later."""
@@ -203,7 +220,8 @@ class StepLoop:
             live.since, live.reason = self.clock(), str(error)
             LOG.warning("session could not be put away", extra={"session": live.id, "reason": live.reason})
         else:
-            live.enter(State.PAUSED, self.clock(), reason)
+            if live.state is State.RUNNING:
+                live.enter(State.PAUSED, self.clock(), reason)
             LOG.info("session put away", extra={"session": live.id, "chunk": live.next_chunk, "reason": reason})
 
     async def measure(self) -> None:

@@ -4,6 +4,7 @@ Sessions that are due together are stepped in one batch. If a batch fails it is 
 the one that cannot go on fails.
 """
 
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -26,7 +27,8 @@ from streams.engine import Chunk, Engine
 from streams.stream import Stream
 from streams.subject import SubjectKeeper
 
-FAILURES = (LongtakeError, RuntimeError, ValueError, OSError, MemoryError)
+FAILURES = Exception  # whatever one session raises must not end the others
+LOG = logging.getLogger("longtake.generator")
 ONE_SCENE = "opening"
 
 
@@ -191,12 +193,13 @@ class Worker:
         """The next chunk of every session, which must all be on; by session. ``show`` must follow."""
         made: dict[str, Stepped] = {}
         ready: list[Reel] = []
-        for reel in map(self._reel, sessions):
+        for session in sessions:
             try:
+                reel = self._reel(session)
                 reel.direct()
                 ready.append(reel)
             except FAILURES as error:
-                made[reel.id] = Stepped(None, failure=_plainly(error))
+                made[session] = Stepped(None, failure=_plainly(session, error))
         for reel, stepped in zip(ready, self._chunks(ready), strict=True):
             made[reel.id] = stepped
         return made
@@ -207,19 +210,20 @@ class Worker:
             return [Stepped(chunk, reel.entry(chunk.index)) for reel, chunk in zip(reels, chunks, strict=True)]
         except FAILURES as error:
             if len(reels) == 1:
-                return [Stepped(None, failure=_plainly(error))]
+                return [Stepped(None, failure=_plainly(reels[0].id, error))]
         return [stepped for reel in reels for stepped in self._chunks([reel])]
 
     def show(self, chunks: Mapping[str, Chunk]) -> dict[str, Made]:
         """Decode and encode what ``step`` made; by session."""
-        return {session: self._show(self._reel(session), chunk) for session, chunk in chunks.items()}
+        return {session: self._show(session, chunk) for session, chunk in chunks.items()}
 
-    def _show(self, reel: Reel, chunk: Chunk) -> Made:
+    def _show(self, session: str, chunk: Chunk) -> Made:
         try:
+            reel = self._reel(session)
             piece, frames = reel.show(chunk)
+            return Made(piece, reel.init, self._glimpse(reel, chunk.index, frames), reel.decided())
         except FAILURES as error:
-            return Made(None, failure=_plainly(error))
-        return Made(piece, reel.init, self._glimpse(reel, chunk.index, frames), reel.decided())
+            return Made(None, failure=_plainly(session, error))
 
     def _glimpse(self, reel: Reel, chunk: int, frames: torch.Tensor) -> Glimpse | None:
         keeper = self.keeper
@@ -296,5 +300,8 @@ class Worker:
         return Encoder(width, height, codecs.fps, codecs.sample_rate, codecs.channels, self.encoding)
 
 
-def _plainly(error: Exception) -> LongtakeError:
-    return error if isinstance(error, LongtakeError) else StreamError(f"the step failed: {error!r}")
+def _plainly(session: str, error: Exception) -> LongtakeError:
+    if isinstance(error, LongtakeError):
+        return error
+    LOG.error("unexpected error", exc_info=error, extra={"session": session})
+    return StreamError(f"the step failed: {error!r}")

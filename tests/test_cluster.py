@@ -87,18 +87,24 @@ def test_a_take_returns_and_resumes_by_a_restore_store_on_another_node(service: 
 
 
 def test_a_request_is_one_trace_through_gateway_and_generator(service: str, collector: tuple[str, Spans]) -> None:
+    def whole(call: str, times: int) -> bool:
+        """Whether so many calls of generators have come, each in the trace of a gateway's request."""
+        spans = list(collector[1])
+        asked = {trace for process, name, trace, _ in spans if (process, name) == ("longtake-gateway", "request")}
+        done = [trace for process, name, trace, _ in spans if (process, name) == ("longtake-generator", call)]
+        return len(done) >= times and set(done) <= asked
+
     async def test() -> None:
         async with Client(service) as client:
             session = (await client.create(BALL))["session"]
             await film(client, session, 2)
             await client.stop(session)
             async with asyncio.timeout(60):  # spans are sent every few seconds
-                while not [s for s in collector[1] if s[:2] == ("longtake-generator", "stop")]:
+                while not whole("stop", 2):
                     await asyncio.sleep(0.1)
 
     asyncio.run(test())
-    named = {(process, name): (trace, parent) for process, name, trace, parent in collector[1]}
-    asked = {trace for process, name, trace, _ in collector[1] if (process, name) == ("longtake-gateway", "request")}
-    assert named["longtake-generator", "create"][0] in asked
-    assert named["longtake-generator", "create"][1]
-    assert {"step", "encode", "ledger"} <= {name for process, name in named if process == "longtake-generator"}
+    assert whole("create", 2)
+    generators = [s for s in collector[1] if s[0] == "longtake-generator"]
+    assert all(parent for _, name, _, parent in generators if name in ("create", "stop"))
+    assert {"step", "encode", "ledger"} <= {name for _, name, _, _ in generators}

@@ -191,7 +191,8 @@ def test_a_request_that_makes_no_sense_is_told_why_in_problem_details(
 
 
 def test_rubbish_and_lies_end_one_socket_with_a_reason_and_disturb_nobody_else() -> None:
-    lies: list[tuple[bytes, int, str]] = [
+    lies: list[tuple[bytes | str, int, str]] = [
+        ("text", 4400, "a text message; expected binary ones"),
         (b"\xc1\xff rubbish", 4400, "no msgpack"),
         (msgpack.packb([1, 2]), 4400, "no map with a type"),
         (msgpack.packb({"v": 99, "type": "ack"}), 4400, "protocol version 99"),

@@ -344,3 +344,66 @@ def test_inspection_shows_old_scene_changes_beneath_many_evictions() -> None:
     assert [d.at for d in shown if d.action == "evict"][-1] == 499
     assert len(shown) == 105
     assert shown == sorted(shown, key=lambda d: d.at)
+
+
+def test_whoever_asks_and_goes_leaves_no_session_behind() -> None:
+    async def test() -> None:
+        async with generator() as made:
+            await made.create("a", BALL)
+            for work in (made.create("b", RING), made.fork("a", "c")):
+                asked = asyncio.create_task(work)
+                await until(lambda: bool(made.loop.compute.jobs) or len(made.worker.reels) > 1)
+                asked.cancel()
+                await asyncio.gather(asked, return_exceptions=True)
+                await until(lambda: len(made.worker.reels) == 1 and not made.loop.compute.jobs)
+            assert list(made.sessions) == ["a"]
+            assert len(made.worker.engine.sessions) == 1
+
+    run(test)
+
+
+def test_an_error_that_nobody_expected_ends_its_own_session_only() -> None:
+    async def test() -> None:
+        async with generator() as made:
+            for name in ("good", "bad"):
+                await made.create(name, BALL)
+            await asyncio.gather(take(made, "good", 2), take(made, "bad", 2))
+            made.worker.reels["bad"].encoder = None  # type: ignore[assignment]
+            made.worker.reels["bad"].decided = {}.popitem  # type: ignore[method-assign, assignment]
+            with pytest.raises(KeyError):
+                await made.loop.between({}.popitem)
+            await take(made, "good", 3, after=1)
+            await until(lambda: made.sessions["bad"].state is State.FAILED)
+            made.check_health()
+
+    run(test)
+
+
+def test_a_player_that_stands_still_does_not_bring_its_session_back_with_every_word() -> None:
+    async def test() -> None:
+        async with generator(Pace(patience_s=0.2, lead=2)) as made:
+            await made.create("a", BALL)
+            messages = made.watch("a", "", "me", -1, 2)
+            while (await anext(messages))["type"] != "chunk":
+                pass
+            await made.acknowledge("a", "me", 0, 0)
+            await until(lambda: made.sessions["a"].state is State.PAUSED)
+            await made.acknowledge("a", "me", 0, 0)
+            assert made.sessions["a"].state is State.PAUSED
+            await made.acknowledge("a", "me", 0, 4)
+            assert made.sessions["a"].state is State.RUNNING
+            await messages.aclose()  # type: ignore[attr-defined]
+
+    run(test)
+
+
+def test_what_nobody_comes_back_to_is_stopped_in_the_end() -> None:
+    async def test() -> None:
+        shelf = Shelf()
+        async with generator(Pace(idle_s=0.1, away_s=0.1, linger_s=0.1), vault=shelf) as made:
+            await made.create("a", BALL)
+            await until(lambda: not made.sessions)
+            assert not made.worker.reels
+            assert not shelf.held
+
+    run(test)

@@ -19,7 +19,7 @@ from cache.policies import SceneMemory
 from cache.replica import digest
 from cache.state import dump
 from cache.tiers import HostTier
-from errors import FencedOff, NoCapacity, ServiceError, UnknownSession
+from errors import FencedOff, IntegrityError, NoCapacity, ServiceError, UnknownSession
 from models.segmenter import Finding
 from tests.builders import tiny_backbone
 from tests.service import generator, run, until
@@ -101,6 +101,21 @@ def test_a_full_shard_refuses_the_next_session_unless_one_is_long_forgotten() ->
 
 def test_the_shard_of_a_session_is_the_same_in_every_process() -> None:
     assert [shard_of(name, 4) for name in ("a", "b", "session-1")] == [3, 1, 2]
+
+
+class Broken(OwnLedger):
+    """A ledger service that answers with an error that nobody expects."""
+
+    async def commit(self, shard: int, entries: Sequence[Entry]) -> list[Verdict]:
+        raise IntegrityError("the books contradict themselves")
+
+
+class Silent(OwnLedger):
+    """A ledger service that does not answer."""
+
+    async def commit(self, shard: int, entries: Sequence[Entry]) -> list[Verdict]:
+        await asyncio.Event().wait()
+        raise AssertionError
 
 
 class Fragile(OwnLedger):
@@ -201,5 +216,40 @@ def test_a_session_that_another_generator_has_taken_over_shows_nothing_more() ->
             assert [m["index"] for m in of(seen, "chunk")] == [2, 3]
             assert seen[-1]["state"] == State.FAILED
             assert "another generator has taken a over" in seen[-1]["reason"]
+
+    run(test)
+
+
+@pytest.mark.parametrize(("ledger", "said"), [(Broken(), "contradict"), (Silent(), "has not answered")])
+def test_a_ledger_service_that_fails_or_hangs_ends_the_take_with_a_word(
+    ledger: OwnLedger, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actors.bookkeeping.CALL_S", 0.1)
+
+    async def test() -> None:
+        async with generator(ledger=ledger) as made:
+            made.loop.books.patience_s = 0.2
+            await made.create("a", BALL)
+            messages = [m async for m in made.watch("a", "", "me", -1, 4)]
+            assert messages[-1]["state"] == State.FAILED
+            assert said in messages[-1]["reason"]
+            made.check_health()
+
+    run(test)
+
+
+def test_a_full_shard_ends_the_session_that_it_forgot_and_no_other() -> None:
+    async def test() -> None:
+        ledger = OwnLedger(LedgerShard(sessions=2, forget_s=0.0))
+        async with generator(Pace(lead=2), ledger=ledger) as made:
+            await made.create("a", BALL)
+            await made.create("b", RING)
+            await asyncio.gather(take(made, "a", 2), take(made, "b", 2))
+            await until(lambda: all(live.next_chunk == 4 for live in made.sessions.values()))
+            del ledger.service.books["b"]
+            ledger.service.sessions, ledger.service.forget_s = 1, 3600.0
+            await take(made, "a", 4, after=1)
+            messages = [m async for m in made.watch("b", "", "me", 3, 4, False)]
+            assert "sessions are in the books" in messages[-1]["reason"]
 
     run(test)

@@ -210,3 +210,30 @@ def test_streams_that_are_put_away_have_a_budget_of_their_own() -> None:
     store.drop("a")
     with pytest.raises(RecordLost):
         store.take("a")
+
+
+def test_one_call_that_failed_costs_what_it_carried_and_nothing_else() -> None:
+    line = Line(RestoreStore(1 << 20, 0))
+    tier = RemoteTier(line.call)
+    for chunk in range(3):
+        tier.offload("a", chunk, TYPES[0], key_values(Role.RECENT))
+    store, line.store = line.store, None
+    tier.offload("a", 3, TYPES[0], key_values(Role.RECENT))
+    line.store = store
+    tier.offload("a", 4, TYPES[0], key_values(Role.RECENT))
+    tier.holds("a", 0)
+    assert [tier.holds("a", chunk) != NOTHING for chunk in range(5)] == [True, True, True, False, True]
+    assert tier.failures == 1
+
+
+def test_a_store_that_does_not_answer_is_not_waited_for_again_and_again() -> None:
+    now = [0.0]
+    line = Line(RestoreStore(1 << 20, 0))
+    tier = RemoteTier(lambda *_: Future(), patience_s=0.01, clock=lambda: now[0])
+    with pytest.raises(RecordLost, match=r"has not answered for 0\.01 s"):
+        tier.fetch("a", 0, TYPES[0])
+    with pytest.raises(RecordLost, match="a moment ago"):
+        tier.fetch("a", 0, TYPES[0])
+    now[0], tier.call = 11.0, line.call
+    with pytest.raises(RecordLost, match="not in host memory"):
+        tier.fetch("a", 0, TYPES[0])
