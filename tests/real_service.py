@@ -21,6 +21,14 @@ PLANES: dict[str, dict[str, str]] = {
     "haproxy": {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"},
 }
 
+KEPT = {
+    "sessions",
+    "bytes_held",
+    "records",
+    "vault_bytes_held",
+    "vault_streams",
+}  # of all that stores and ledgers count
+
 
 class RealService:
     """What a test sees of it: its address, its processes, and what the cluster holds."""
@@ -29,7 +37,7 @@ class RealService:
         self.process, self.url = process, url
 
     def books(self) -> dict[str, Any]:
-        """Names of all ``actors``, ``places`` by generator, and what the ``vault`` holds."""
+        """Names of all ``actors``, ``places`` by generator, and what stores and ledgers have ``kept``."""
         assert self.process.stdin is not None
         print(file=self.process.stdin, flush=True)
         return self.said()
@@ -89,20 +97,28 @@ def main(port: int) -> None:
     from ray import serve
     from ray.util import list_named_actors
 
-    from actors.deployments import DIRECTORY, NAMESPACE, VAULT
+    from actors.remote import DIRECTORY, LEDGER, NAMESPACE, STORE
     from serve_app import NAME, application
     from settings import load
+
+    def books() -> dict[str, Any]:
+        actors = sorted(actor["name"] for actor in list_named_actors(all_namespaces=True))
+        places: Any = ray.get(ray.get_actor(DIRECTORY, NAMESPACE).places.remote())
+        held = {
+            name: ray.get(ray.get_actor(name, NAMESPACE).statistics.remote())
+            for name in actors
+            if name.startswith((STORE, LEDGER))
+        }
+        kept = {f"{name} {key}": n for name, found in held.items() for key, n in found.items() if key in KEPT}
+        return {"actors": actors, "places": places, "kept": kept}
 
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         serve.run(application(load()), name=NAME)
-        print(json.dumps({"ready": True}), flush=True)
+        print(json.dumps(books()), flush=True)  # Serve does not wait for stores and ledgers, which this asks
         for _ in sys.stdin:
-            actors = sorted(actor["name"] for actor in list_named_actors(all_namespaces=True))
-            places: Any = ray.get(ray.get_actor(DIRECTORY, NAMESPACE).places.remote())
-            vault = ray.get(ray.get_actor(VAULT, NAMESPACE).statistics.remote())
-            print(json.dumps({"actors": actors, "places": places, "vault": vault}), flush=True)
+            print(json.dumps(books()), flush=True)
     finally:
         serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
