@@ -26,7 +26,7 @@ from actors.reel import Glimpse, Order
 from actors.remote import Around, Handle, RemoteLedger, RemoteVault, directory, restore_store, store_calls, told_plainly
 from actors.remote_tier import RemoteTier
 from actors.telemetry import Carrier, Telemetry, begin, carrier, span
-from actors.worker import Vault, Worker
+from actors.worker import FAILURES, Vault, Worker
 from cache.tiers import RestoreTier
 from errors import ServiceError
 from models.segmenter import Finding, Segmenter
@@ -147,7 +147,7 @@ async def every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
     while True:
         try:
             await work()
-        except Exception as error:  # noqa: BLE001  the directory is being made anew, or too much waits for compute
+        except FAILURES as error:  # the directory is being made anew, or too much waits for the compute thread
             LOG.warning("a beat was left out", extra={"reason": repr(error)})
         await asyncio.sleep(seconds)
 

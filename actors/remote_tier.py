@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from actors.restore_store import Answer
+from actors.worker import FAILURES
 from cache.records import (
     Plain,
     parse_key_values,
@@ -146,7 +147,7 @@ class RemoteTier(RestoreTier):
             answer = sent.answer.result(seconds)
         except TimeoutError:
             return False
-        except Exception as error:  # noqa: BLE001  whatever the store raised, it does not have what was sent
+        except FAILURES as error:  # whatever the store raised, it does not have what was sent
             self._sent.popleft()
             self._lost(error)
         else:
