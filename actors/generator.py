@@ -73,7 +73,7 @@ class Generator:
 
     def check_health(self) -> None:
         """Raise ``RuntimeError`` if the loop has ended or a step is stuck."""
-        task, busy = self.loop.task, self.loop.compute.busy_since
+        task, busy = self.loop.task, self.loop.compute.waits_since
         if task is not None and task.done():
             raise RuntimeError(f"the step loop has ended: {task!r}")
         if busy is not None and self.clock() - busy > self.stuck_s:
@@ -120,13 +120,13 @@ class Generator:
         """Put a session away until ``resume``; idempotent."""
         live = self._open(session)
         await self._whole(self._put_away(live, "asked for", held=True))
-        return {"session": session, "do": "pause", "from": live.next_chunk}
+        return {"session": session, "do": "pause", "from": live.made}
 
     async def resume(self, session: str) -> dict[str, Any]:
         """Go on with a session; idempotent. Raises ``NoCapacity`` while the pool is full."""
         live = self._open(session)
         await self._ensure_on(live)
-        return {"session": session, "do": "resume", "from": live.next_chunk}
+        return {"session": session, "do": "resume", "from": live.made}
 
     async def fork(self, session: str, child: str, seed: int | None = None) -> dict[str, Any]:
         """A second session with the same past."""
@@ -144,7 +144,7 @@ class Generator:
     async def stop(self, session: str) -> dict[str, Any]:
         """End a session for good."""
         live = self._known(session)
-        at = live.next_chunk
+        at = live.made
         live.enter(State.STOPPED, self.clock(), "asked for")
         await self._whole(self._forget(live))
         LOG.info("session stopped", extra={"session": session, "chunk": at})

@@ -20,6 +20,7 @@ class State(StrEnum):
     STOPPED = "stopped"
 
 
+IN_FLIGHT = 2  # chunks of a session that are stepped and not yet published, at most
 OVER = {State.FINISHED, State.FAILED, State.STOPPED}
 
 
@@ -43,8 +44,9 @@ class Live:
         pieces: the newest media, at most ``pace.kept``.
         looking: whether the segmenter is at work for it.
         blind: why the segmenter saw nothing when it last looked.
-        unconfirmed: whether its newest chunk waits for the ledger service.
-        made_at: when its newest chunk was made; of those that are due at the same time, who waits longest is served.
+        made: index of the chunk to be stepped next; those before it that are not published yet are ``in_flight``.
+        ended: whether its last chunk has been stepped.
+        stepped_at: when it was last stepped; of those that are due at the same time, who waits longest is served.
     """
 
     id: str
@@ -61,9 +63,11 @@ class Live:
     mime: str = ""
     looking: bool = False
     blind: str = ""
-    unconfirmed: bool = False
+    in_flight: int = 0
+    ended: bool = False
+    publishing: "asyncio.Task[None] | None" = None
     shown: bool = False
-    made_at: float = float("-inf")
+    stepped_at: float = float("-inf")
     misses: int = 0
     watching: dict[str, Watching] = field(default_factory=dict)
     pieces: deque[Piece] = field(default_factory=deque)
@@ -76,13 +80,13 @@ class Live:
     @property
     def due(self) -> bool:
         """Whether its next chunk may be made now."""
-        free = self.state is State.RUNNING and not self.unconfirmed
-        return free and has_room(self.next_chunk, self.base, self.viewers, self.pace)
+        free = self.state is State.RUNNING and not self.ended and self.in_flight < IN_FLIGHT
+        return free and has_room(self.made, self.base, self.viewers, self.pace)
 
     @property
     def deadline(self) -> float:
         """When its next chunk is wanted."""
-        return deadline(self.next_chunk, self.viewers, self.seconds)
+        return deadline(self.made, self.viewers, self.seconds)
 
     def enter(self, state: State, now: float, reason: str = "", held: bool = False) -> None:
         """Come into another state; viewers are told."""
@@ -95,13 +99,12 @@ class Live:
             watching.news.set()
 
     def __post_init__(self) -> None:
-        self.created = self.since
+        self.created, self.made = self.since, self.next_chunk
 
     def publish(self, piece: Piece, now: float) -> bool:
         """Add the newest piece; the oldest goes if there are too many. Returns whether it came too late."""
-        late = now > self.deadline
+        late = now > deadline(piece.index, self.viewers, self.seconds)
         self.misses += late
-        self.made_at = now
         self.pieces.append(piece)
         self.next_chunk = piece.index + 1
         while len(self.pieces) > self.pace.kept:
@@ -156,7 +159,7 @@ class Live:
         return [
             name
             for name, w in self.watching.items()
-            if now - w.viewer.heard > self.pace.patience_s and self.next_chunk > w.viewer.acked + self.pace.lead
+            if now - w.viewer.heard > self.pace.patience_s and self.made > w.viewer.acked + self.pace.lead
         ]
 
     def take(self, watching: Watching) -> list[Piece]:

@@ -24,7 +24,7 @@ METRICS = {
     for metric in (
         Metric("sessions", "gauge", "Sessions of this generator, by state", ("state",)),
         Metric("viewers", "gauge", "Viewers of this generator's sessions"),
-        Metric("unconfirmed", "gauge", "Sessions whose newest chunk waits for the ledger service"),
+        Metric("unpublished", "gauge", "Sessions with chunks that are stepped and not published yet"),
         Metric("chunks", "counter", "Chunks published"),
         Metric(
             "chunk_seconds",

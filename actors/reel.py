@@ -1,12 +1,14 @@
-"""The compute side of sessions: streams, decoders and encoders. Only the generator's compute thread may touch it.
+"""The compute side of sessions: streams, which the compute thread steps, and decoders and encoders, which the media
+thread runs behind it.
 
 A reel is one take as the generator holds it. While it is on, its stream has pages in the pool; while it is put away,
-the stream is bytes in a vault, and decoder and encoder wait as they are.
+the stream is bytes in a vault, and decoder and encoder wait as they are. ``show`` is the media thread's; what it needs
+to know of the stream it is told in a ``Note``, for the stream may be a chunk ahead by then.
 """
 
 import io
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -81,6 +83,23 @@ class Glimpse:
 
 
 @dataclass(frozen=True)
+class Note:
+    """What is to be known of a chunk when it is shown.
+
+    Args:
+        picture: whether it may give its scene a thumbnail.
+        look: what the segmenter is to look for in it, or nothing.
+        last: whether the take ends with it.
+        decisions: how many the cache made since the chunk before, by action and attention type.
+    """
+
+    picture: bool
+    look: str
+    last: bool
+    decisions: Mapping[tuple[str, str], int]
+
+
+@dataclass(frozen=True)
 class Away:
     """What stands for a stream that is put away: what was inspected of it then, its books, and who notes them."""
 
@@ -146,33 +165,35 @@ class Reel:
         number, operations = manager.recorder.take()
         return Entry(self.id, chunk, number, operations, digest(manager))
 
-    def show(self, chunk: Chunk) -> tuple[Piece, torch.Tensor]:
+    def note(self, chunk: Chunk, due: bool) -> Note:
+        """Take notes of a chunk right after its step; ``due``: whether the segmenter should look at it."""
+        manager = self.on.session.manager
+        self.pieces = chunk.index + 1
+        self.drift.append((chunk.index, round(chunk.drift, 4), int(manager.drift.rung)))
+        for name in [name for name in self.thumbnails if name not in manager.scenes.scenes]:
+            self.thumbnails.pop(name)
+        # The first chunk of a scene may still show the one before where a decoder holds back; the second does not.
+        picture = chunk.index > manager.scenes.current.entered_at
+        return Note(picture, self.description if due else "", self.pieces == self.ends_at, self._decided())
+
+    def show(self, chunk: Chunk, note: Note) -> tuple[Piece, torch.Tensor]:
         """Decode and encode one published chunk."""
         media = self.decoder.push(chunk.video, chunk.audio)
         segments = self.encoder.encode(media.frames, media.samples)
-        self.pieces = chunk.index + 1
-        last = self.pieces == self.ends_at
-        if last:
+        if note.last:
             rest = self.decoder.flush()
             segments += self.encoder.encode(rest.frames, rest.samples) + self.encoder.finish()
-        self._remember(chunk, media.frames)
+        if note.picture and len(media.frames) and chunk.scene not in self.thumbnails:
+            self.thumbnails[chunk.scene] = thumbnail(media.frames[len(media.frames) // 2])
         data, key = self._joined(segments)
-        return Piece(chunk.index, chunk.scene, chunk.start, chunk.drift, data, key, last), media.frames
+        return Piece(chunk.index, chunk.scene, chunk.start, chunk.drift, data, key, note.last), media.frames
 
     def _joined(self, segments: Sequence[Segment]) -> tuple[bytes, bool]:
         fragments = [s for s in segments if isinstance(s, Fragment)]
         self.init = next((s for s in segments if isinstance(s, Init)), self.init)
         return b"".join(f.data for f in fragments), bool(fragments) and fragments[0].key
 
-    def _remember(self, chunk: Chunk, frames: torch.Tensor) -> None:
-        manager = self.on.session.manager
-        self.drift.append((chunk.index, round(chunk.drift, 4), int(manager.drift.rung)))
-        # The first chunk of a scene may still show the one before where a decoder holds back; the middle one does not.
-        if len(frames) and chunk.index >= manager.scenes.current.entered_at + 1 and chunk.scene not in self.thumbnails:
-            self.thumbnails[chunk.scene] = thumbnail(frames[len(frames) // 2])
-        self.thumbnails = {name: data for name, data in self.thumbnails.items() if name in manager.scenes.scenes}
-
-    def decided(self) -> Counter[tuple[str, str]]:
+    def _decided(self) -> Counter[tuple[str, str]]:
         """Decisions since the last call, by action and attention type."""
         log = self.on.decisions
         fresh, self.decisions = log.since(self.decisions), log.dropped + len(log)

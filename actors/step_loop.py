@@ -19,7 +19,7 @@ from actors.compute import Compute
 from actors.live import OVER, Live, State
 from actors.metrics import Meter
 from actors.pace import Pace
-from actors.reel import Glimpse, Piece
+from actors.reel import Glimpse, Note, Piece
 from actors.worker import FAILURES, Made, Stepped, Worker
 from errors import LongtakeError, SessionOver, StreamError
 from models.segmenter import Finding
@@ -27,7 +27,6 @@ from models.segmenter import Finding
 See = Callable[[Glimpse], Awaitable[Finding]]
 T = TypeVar("T")
 LONGEST_WAIT = 1.0  # seconds between two looks at who is idle
-CONFIRM_S = 0.05  # how long a batch stays together for the ledger service's answers
 LOG, TRACER = logging.getLogger("longtake.generator"), trace.get_tracer("longtake")
 
 
@@ -78,7 +77,7 @@ class StepLoop:
             await self.compute.drain()
             await self._tend()
             due = [live for live in self.sessions.values() if live.due]
-            batch = sorted(due, key=lambda live: (live.deadline, live.made_at))
+            batch = sorted(due, key=lambda live: (live.deadline, live.stepped_at))
             if batch:
                 await self._step(batch[: self.pace.batch])
             elif not self.compute.jobs:
@@ -88,30 +87,36 @@ class StepLoop:
                 self.compute.wake.clear()
 
     async def _step(self, batch: list[Live]) -> None:
-        """One chunk of every session; the ledger service books it while it is encoded, and then it is published."""
+        """One chunk of every session; it is booked and encoded while the next step begins, and then published."""
         with TRACER.start_as_current_span("step", attributes={"sessions": [live.id for live in batch]}):
             began = time.perf_counter()
             stepped: dict[str, Stepped] = await self.compute.now(self.worker.step, [live.id for live in batch])
-            computed = self._lapse("compute", began)
-            entries = [one.entry for one in stepped.values() if one.entry is not None]
-            groups = self.books.by_shard(entries)
-            booked = [asyncio.create_task(self.books.confirm(group)) for group in groups]
-            for live in batch:
-                failure = stepped[live.id].failure
-                live.unconfirmed = failure is None
-                if failure is not None:
-                    self._fail(live, failure)
-            chunks = {session: one.chunk for session, one in stepped.items() if one.chunk is not None}
-            with TRACER.start_as_current_span("encode"):
-                made: dict[str, Made] = await self.compute.now(self.worker.show, chunks)
-            self._lapse("encode", computed)
+            self._lapse("compute", began)
             self.meter.observe("batch_sessions", len(batch))
-            shown = [
-                self.spawn(self._publish({e.session: made[e.session] for e in group}, verdicts, began))
-                for group, verdicts in zip(groups, booked, strict=True)
-            ]
-            if shown:
-                await asyncio.wait(shown, timeout=CONFIRM_S)
+            entries = [one.entry for one in stepped.values() if one.entry is not None]
+            shown = self.spawn(self._shown(self.compute.show(stepped)))
+            booked = {
+                entry.session: verdicts
+                for group in self.books.by_shard(entries)
+                for verdicts in (self.spawn(self.books.confirm(group)),)
+                for entry in group
+            }
+            for live in batch:
+                one = stepped[live.id]
+                if one.note is None or one.chunk is None:
+                    self._fail(live, one.failure)
+                    continue
+                live.stepped_at = self.clock()
+                live.made, live.ended, live.in_flight = one.chunk.index + 1, one.note.last, live.in_flight + 1
+                waits = self._publish(live, one.note, shown, booked[live.id], began, live.publishing)
+                live.publishing = self.spawn(waits)
+
+    async def _shown(self, showing: "asyncio.Future[dict[str, Made]]") -> dict[str, Made]:
+        with TRACER.start_as_current_span("encode"):
+            began = time.perf_counter()
+            made = await showing
+            self._lapse("encode", began)
+            return made
 
     def _lapse(self, phase: str, since: float) -> float:
         now = time.perf_counter()
@@ -119,30 +124,34 @@ class StepLoop:
         return now
 
     async def _publish(
-        self, made: dict[str, Made], verdicts: "asyncio.Task[dict[str, LongtakeError | None]]", began: float
+        self,
+        live: Live,
+        note: Note,
+        shown: "asyncio.Task[dict[str, Made]]",
+        booked: "asyncio.Task[dict[str, LongtakeError | None]]",
+        began: float,
+        before: "asyncio.Task[None] | None",
     ) -> None:
-        """Give viewers what the ledger service has booked."""
+        """Give viewers a chunk when it is encoded, booked, and the one before has been given."""
         try:
-            refused = await verdicts
+            made, refused = (await shown)[live.id], (await booked)[live.id]
         except FAILURES as error:
-            LOG.exception("unexpected error of the ledger service")
-            refused = dict.fromkeys(made, StreamError(f"the ledger service failed: {error!r}"))
-        for session, one in made.items():
-            live = self.sessions.get(session)
-            if live is None or live.state in OVER:
-                continue
-            live.unconfirmed = False
-            failure = refused[session] or one.failure
-            if failure is not None or one.piece is None:
-                self._fail(live, failure)
-                continue
-            self._give(live, one, one.piece)
-            self._lapse("total", began)
-            if one.glimpse is not None and self.see is not None and not live.looking:
-                self._look(live, one.glimpse, self.see)
+            LOG.exception("unexpected error", extra={"session": live.id})
+            made, refused = Made(None), StreamError(f"the chunk could not be shown: {error!r}")
+        if before is not None:
+            await asyncio.wait([before])
+        live.in_flight -= 1
+        if live.state not in OVER:
+            if refused is not None or made.piece is None:
+                self._fail(live, refused or made.failure)
+            else:
+                self._give(live, made, made.piece, note)
+                self._lapse("total", began)
+                if made.glimpse is not None and self.see is not None and not live.looking:
+                    self._look(live, made.glimpse, self.see)
         self.wake()
 
-    def _give(self, live: Live, made: Made, piece: Piece) -> None:
+    def _give(self, live: Live, made: Made, piece: Piece, note: Note) -> None:
         now = self.clock()
         if made.init is not None:
             live.header, live.mime = made.init.data, made.init.mime
@@ -152,7 +161,7 @@ class StepLoop:
         self.meter.add("deadline_misses", live.publish(piece, now))
         self.meter.add("chunks")
         self.meter.observe("drift_score", piece.drift)
-        for (action, kind), count in made.decisions.items():
+        for (action, kind), count in note.decisions.items():
             self.meter.add("decisions", count, action=action, type=kind)
         if piece.last:
             live.enter(State.FINISHED, now, "the take is over")
@@ -229,6 +238,6 @@ class StepLoop:
         for state in State:
             self.meter.set("sessions", sum(live.state is state for live in self.sessions.values()), state=state)
         self.meter.set("viewers", sum(len(live.watching) for live in self.sessions.values()))
-        self.meter.set("unconfirmed", sum(live.unconfirmed for live in self.sessions.values()))
+        self.meter.set("unpublished", sum(live.in_flight > 0 for live in self.sessions.values()))
         for name, tags, value in await self.between(self.worker.measures):
             self.meter.set(name, value, **tags)

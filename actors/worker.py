@@ -1,4 +1,4 @@
-"""The generator's compute thread: opens, steps, directs and puts away reels. Nothing here waits or knows the time.
+"""The generator's compute thread: opens, steps, directs and puts away reels. Nothing here knows the time.
 
 Sessions that are due together are stepped in one batch. If a batch fails it is tried session by session, so that only
 the one that cannot go on fails.
@@ -8,14 +8,14 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
 
 from actors.gauges import Gauge, gauges
 from actors.ledger_service import Entry, Statement, Terms
-from actors.reel import Away, Glimpse, Order, Piece, Reel
+from actors.reel import Away, Glimpse, Note, Order, Piece, Reel
 from cache.state import dump
 from errors import BadMessage, LongtakeError, NoCapacity, PoolExhausted, StreamError, UnknownSession
 from media.encoder import Encoder, Init
@@ -71,20 +71,17 @@ class Stepped:
 
     chunk: Chunk | None
     entry: Entry | None = None
+    note: Note | None = None
     failure: LongtakeError | None = None
 
 
 @dataclass(frozen=True)
 class Made:
-    """What viewers get of a chunk, perhaps something for the segmenter, or why the session cannot go on.
-
-    ``decisions``: how many the cache made since the chunk before, by action and attention type.
-    """
+    """What viewers get of a chunk, perhaps something for the segmenter, or why the session cannot go on."""
 
     piece: Piece | None
     init: Init | None = None
     glimpse: Glimpse | None = None
-    decisions: Mapping[tuple[str, str], int] = field(default_factory=dict)
     failure: LongtakeError | None = None
 
 
@@ -106,6 +103,7 @@ class Worker:
         self.encoding = encoding or Encoding(audio="opus")
         self.terms = Terms(engine.specs, engine.policy, engine.config.cache)
         self.reels: dict[str, Reel] = {}
+        self.settle: Callable[[], None] = lambda: None  # waits until all that was stepped has been shown
         self._inside = threading.Lock()
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -146,6 +144,7 @@ class Worker:
 
     def fork(self, session: str, child: str, seed: int | None) -> None:
         """A second take with the same past; raises ``NoCapacity``."""
+        self.settle()
         parent = self._reel(session)
         stream = self._with_room(lambda: parent.on.fork(seed))
         director = parent.director and replace(parent.director)  # each keeps its own place in the script
@@ -207,30 +206,35 @@ class Worker:
     def _chunks(self, reels: Sequence[Reel]) -> list[Stepped]:
         try:
             chunks = self.engine.step([reel.on.session for reel in reels])
-            return [Stepped(chunk, reel.entry(chunk.index)) for reel, chunk in zip(reels, chunks, strict=True)]
+            return [self._stepped(reel, chunk) for reel, chunk in zip(reels, chunks, strict=True)]
         except FAILURES as error:
             if len(reels) == 1:
                 return [Stepped(None, failure=_plainly(reels[0].id, error))]
         return [stepped for reel in reels for stepped in self._chunks([reel])]
 
-    def show(self, chunks: Mapping[str, Chunk]) -> dict[str, Made]:
-        """Decode and encode what ``step`` made; by session."""
-        return {session: self._show(session, chunk) for session, chunk in chunks.items()}
+    def _stepped(self, reel: Reel, chunk: Chunk) -> Stepped:
+        due = self.keeper is not None and self.keeper.due(reel.on, chunk.index)
+        return Stepped(chunk, reel.entry(chunk.index), reel.note(chunk, due))
 
-    def _show(self, session: str, chunk: Chunk) -> Made:
+    def show(self, stepped: Mapping[str, Stepped]) -> dict[str, Made]:
+        """Decode and encode what ``step`` made; by session. The media thread's only call."""
+        return {session: self._show(session, one) for session, one in stepped.items() if one.chunk is not None}
+
+    def _show(self, session: str, stepped: Stepped) -> Made:
         try:
-            reel = self._reel(session)
-            piece, frames = reel.show(chunk)
-            return Made(piece, reel.init, self._glimpse(reel, chunk.index, frames), reel.decided())
+            reel, chunk, note = self._reel(session), stepped.chunk, stepped.note
+            assert chunk is not None
+            assert note is not None
+            piece, frames = reel.show(chunk, note)
+            return Made(piece, reel.init, self._glimpse(chunk.index, note.look, frames))
         except FAILURES as error:
             return Made(None, failure=_plainly(session, error))
 
-    def _glimpse(self, reel: Reel, chunk: int, frames: torch.Tensor) -> Glimpse | None:
-        keeper = self.keeper
-        if keeper is None or not reel.description or not keeper.due(reel.on, chunk) or not len(frames):
+    def _glimpse(self, chunk: int, look: str, frames: torch.Tensor) -> Glimpse | None:
+        if self.keeper is None or not look or not len(frames):
             return None
-        at = keeper.frames_to_see(len(frames))
-        return Glimpse(chunk, frames[at].clone(), tuple(at), len(frames), reel.description)
+        at = self.keeper.frames_to_see(len(frames))
+        return Glimpse(chunk, frames[at].clone(), tuple(at), len(frames), look)
 
     def measures(self) -> list[Gauge]:
         """What the engine holds, as gauges."""

@@ -17,7 +17,7 @@ from ray import serve
 
 from actors.ledger_service import Entry, Statement, Terms
 from actors.remote import RemoteLedger
-from actors.worker import Made, Vault, Worker
+from actors.worker import Made, Stepped, Vault, Worker
 from cache.manager import CacheManager
 from cache.replica import digest
 from cache.state import dump
@@ -25,7 +25,6 @@ from cache.tiers import HostTier, RestoreTier
 from client import Client
 from serve_app import NAME, application
 from settings import Settings, build_engine, build_worker, load
-from streams.engine import Chunk
 
 PORT, PADDED = 8321, 64 * 1024
 PROMPT = "a red ball bouncing in a blue room"
@@ -40,9 +39,9 @@ QUICK = {
 class Padded(Worker):
     """Chunks of 64 KiB that begin with the time at which they were encoded."""
 
-    def show(self, chunks: Mapping[str, Chunk]) -> dict[str, Made]:
+    def show(self, stepped: Mapping[str, Stepped]) -> dict[str, Made]:
         """See ``Worker.show``."""
-        return {session: self._padded(made) for session, made in super().show(chunks).items()}
+        return {session: self._padded(made) for session, made in super().show(stepped).items()}
 
     @staticmethod
     def _padded(made: Made) -> Made:

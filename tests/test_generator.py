@@ -2,11 +2,13 @@
 
 import asyncio
 import io
+import threading
 from typing import Any
 
 import pytest
 import torch
 
+from actors.bookkeeping import OwnLedger
 from actors.generator import Generator
 from actors.live import State
 from actors.pace import Pace
@@ -405,5 +407,55 @@ def test_what_nobody_comes_back_to_is_stopped_in_the_end() -> None:
             await until(lambda: not made.sessions)
             assert not made.worker.reels
             assert not shelf.held
+
+    run(test)
+
+
+def test_the_next_chunk_is_stepped_while_the_one_before_is_encoded_and_no_further() -> None:
+    async def test() -> None:
+        async with generator(Pace(lead=8)) as made:
+            may, show = threading.Event(), made.worker.show
+
+            def gated(stepped: Any) -> Any:
+                assert may.wait(30)
+                return show(stepped)
+
+            made.worker.show = gated  # type: ignore[method-assign]
+            await made.create("a", BALL)
+            live = made.sessions["a"]
+            await until(lambda: live.in_flight == 2)
+            forked = asyncio.create_task(made.fork("a", "b"))
+            await until(lambda: made.loop.compute.busy_since is not None)  # the fork waits for the media thread
+            assert not forked.done()
+            assert (live.made, live.next_chunk, live.due) == (2, 0, False)
+            may.set()
+            assert (await forked)["from"] >= 2
+            seen = [m["index"] for m in of(await take(made, "a", 6), "chunk")]
+            assert seen == list(range(6))
+            child = await take(made, "b", 4, after=None)
+            assert len(read(io.BytesIO(media_of(child))).frames) >= 8
+
+    run(test)
+
+
+def test_chunks_are_given_in_order_though_the_ledger_service_answers_the_later_one_first() -> None:
+    class Slow(OwnLedger):
+        first = asyncio.Event()
+
+        async def commit(self, shard: int, entries: Any) -> Any:
+            verdicts = await super().commit(shard, entries)
+            if entries[0].chunk == 0:
+                await self.first.wait()
+            return verdicts
+
+    async def test() -> None:
+        ledger = Slow()
+        async with generator(Pace(lead=8), ledger=ledger) as made:
+            await made.create("a", BALL)
+            live = made.sessions["a"]
+            await until(lambda: live.made == 2 and bool(made.loop.meter.counts["chunk_seconds", "ledger"]))  # type: ignore[attr-defined]
+            assert live.next_chunk == 0
+            ledger.first.set()
+            assert [m["index"] for m in of(await take(made, "a", 4), "chunk")] == [0, 1, 2, 3]
 
     run(test)
