@@ -145,6 +145,7 @@ class Live:
         """A viewer has gone; unknown ones are no error."""
         gone = self.watching.pop(name, None)
         if gone is not None:
+            gone.dropped = gone.dropped or "the viewer has left"  # ends its messages, if they are still waited for
             gone.news.set()
             self.base = max(self.base, gone.viewer.acked)
             if not self.watching:

@@ -459,3 +459,21 @@ def test_chunks_are_given_in_order_though_the_ledger_service_answers_the_later_o
             assert [m["index"] for m in of(await take(made, "a", 4), "chunk")] == [0, 1, 2, 3]
 
     run(test)
+
+
+def test_the_messages_to_a_viewer_that_left_without_a_word_end() -> None:
+    async def test() -> None:
+        async with generator(Pace(lead=2)) as made:
+            await made.create("a", BALL)
+            messages = made.watch("a", "", "me", -1, 2)
+            while (await anext(messages))["type"] != "chunk":
+                pass
+            rest = asyncio.create_task(collect(messages))
+            await until(lambda: made.sessions["a"].next_chunk == 2)
+            made.sessions["a"].detach("me", 0.0)
+            assert (await rest)[-1]["reason"] == "the viewer has left"
+
+    async def collect(messages: Any) -> list[Any]:
+        return [message async for message in messages]
+
+    run(test)
