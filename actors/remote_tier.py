@@ -1,8 +1,9 @@
 """A restore store in another process, as a generator's cache sees it: ``cache.tiers.RestoreTier``.
 
-What goes there is sent and not waited for; what the store has is answered from an index here, which follows what was
-sent, and is asked for anew when the store says that it had to drop something or has begun anew. Only what comes back is
-waited for. If the store has gone, so have its chunks, and streams go on without them.
+What goes there is sent and not waited for, unless too much is on its way (then briefly, or it is not kept); what the
+store has is answered from an index here, which follows what was sent, and is asked for anew when the store says that
+it had to drop something or has begun anew. Only what comes back is waited for. If the store has gone, so have its
+chunks, and streams go on without them.
 """
 
 import logging

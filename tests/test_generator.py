@@ -43,6 +43,14 @@ def of(messages: list[Any], kind: str) -> list[Any]:
     return [m for m in messages if m["type"] == kind]
 
 
+def stepped_by(made: Generator) -> list[str]:
+    """The sessions that are stepped from now on, in that order."""
+    order: list[str] = []
+    step = made.worker.step
+    made.worker.step = lambda ids: order.extend(ids) or step(ids)  # type: ignore[method-assign, func-returns-value]
+    return order
+
+
 def media_of(messages: list[Any]) -> bytes:
     return b"".join(m["data"] for m in messages if m["type"] in ("init", "chunk"))
 
@@ -114,9 +122,7 @@ def test_sessions_of_different_age_and_scene_share_a_batch_and_stay_themselves()
 def test_who_is_due_is_served_in_the_order_of_deadlines() -> None:
     async def test() -> None:
         async with generator(Pace(lead=2, batch=1)) as made:
-            order: list[str] = []
-            step = made.worker.step
-            made.worker.step = lambda ids: order.extend(ids) or step(ids)  # type: ignore[method-assign, func-returns-value]
+            order = stepped_by(made)
             for name in ("calm", "hungry"):
                 await made.create(name, BALL)
             await until(lambda: all(live.next_chunk == 2 for live in made.sessions.values()))
@@ -138,9 +144,7 @@ def test_who_is_due_is_served_in_the_order_of_deadlines() -> None:
 def test_more_sessions_than_a_batch_takes_are_served_in_turn() -> None:
     async def test() -> None:
         async with generator(Pace(lead=8, batch=1)) as made:
-            order: list[str] = []
-            step = made.worker.step
-            made.worker.step = lambda ids: order.extend(ids) or step(ids)  # type: ignore[method-assign, func-returns-value]
+            order = stepped_by(made)
             for name in "abc":
                 await made.create(name, BALL)
             await until(lambda: len(order) >= 15)
