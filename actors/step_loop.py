@@ -56,8 +56,8 @@ class StepLoop:
                 await self.task
         for task in self._tasks:
             task.cancel()
+        await self.compute.now(self.worker.shut)
         for live in list(self.sessions.values()):
-            await self.compute.now(self.worker.close, live.id)
             live.enter(State.STOPPED, self.clock(), "the generator closes")
         self.compute.close()
 

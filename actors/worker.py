@@ -182,9 +182,17 @@ class Worker:
         """End a take and release all that it holds; unknown sessions are no error."""
         reel = self.reels.pop(session, None)
         if reel is not None:
-            self.vault.drop(session)
             if reel.stream is not None:
                 reel.stream.close()
+            self.vault.drop(session)
+
+    def shut(self) -> None:
+        """End every take, also one whose opening or closing nobody saw to its end."""
+        for session in list(self.reels):
+            try:
+                self.close(session)
+            except FAILURES:
+                LOG.exception("a session could not be closed", extra={"session": session})
 
     # -- chunks and directions
 

@@ -278,6 +278,24 @@ def test_a_script_is_played_to_its_end_and_then_forgotten() -> None:
     run(test)
 
 
+def test_a_session_that_is_being_forgotten_while_the_generator_closes_gives_everything_back() -> None:
+    async def free_when_ended(made: Generator, free: threading.Event) -> None:
+        await until(lambda: made.loop.task is not None and made.loop.task.done())
+        free.set()
+
+    async def test() -> None:
+        free = threading.Event()
+        async with generator(Pace(linger_s=0.05)) as made:
+            await made.create("a", BALL)
+            made.sessions["a"].enter(State.FINISHED, made.clock())
+            made.loop.compute._thread.submit(free.wait)  # what is asked of the thread from now on waits
+            await until(lambda: not made.sessions)
+            freeing = asyncio.create_task(free_when_ended(made, free))
+        await freeing
+
+    run(test)
+
+
 def test_a_session_that_fails_ends_alone() -> None:
     async def test() -> None:
         async with generator() as made:
