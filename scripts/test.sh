@@ -4,15 +4,19 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$longtake_root"
 
-# The pages are tested in a real browser.
-if ! command -v chromium >/dev/null && ! command -v chromium-browser >/dev/null; then
-    if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
-        apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium
+# need COMMAND PACKAGE WHY: installs a Debian package unless its command is there.
+need() {
+    if command -v "$1" >/dev/null; then
+        return
+    elif [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
+        apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$2"
     else
-        echo "error: no chromium was found; install it (apt-get install chromium)" >&2
+        echo "error: no $1 was found ($3); install it (apt-get install $2)" >&2
         exit 1
     fi
-fi
+}
+command -v chromium-browser >/dev/null || need chromium chromium "the pages are tested in a real browser"
+need redis-server redis-server "the journal is tested with a real Redis"
 
 # Two test processes that each use all cores slow each other down fifty-fold.
 export OMP_NUM_THREADS=1
