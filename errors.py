@@ -26,6 +26,8 @@ LongtakeError
     ├── PoolExhausted      no memory slots left for what was asked; nothing was changed
     ├── TransactionError   begin, commit and abort out of order
     ├── RecordLost         the restore store no longer has the chunk
+    │   ├── RecordCorrupt  a record that is damaged or cut off; it is not used
+    │   └── RecordForeign  a whole record of another session, chunk, generation or model; it is not used
     └── IntegrityError     an invariant does not hold: a bug, never the caller's fault
 
 Each class has a stable ``code`` for callers that cannot catch Python classes.
@@ -187,6 +189,18 @@ class RecordLost(CacheError):
     """The restore store no longer has the chunk that was asked for."""
 
     code = "record_lost"
+
+
+class RecordCorrupt(RecordLost):
+    """A record of the restore store is damaged or cut off; it is not used."""
+
+    code = "record_corrupt"
+
+
+class RecordForeign(RecordLost):
+    """A whole record of another session, chunk, generation or model; it is not used."""
+
+    code = "record_foreign"
 
 
 class IntegrityError(CacheError):
