@@ -29,6 +29,7 @@ from cache.tiers import NOTHING, Held, KeyValues, Latents, Record, RestoreTier
 from errors import RecordLost, ServiceError
 
 Index = dict[str, dict[int, Held]]
+Found = dict[str, dict[int, tuple[list[str], bool]]]
 Call = Callable[..., "Future[Answer]"]
 LOG = logging.getLogger("longtake.store")
 PATIENCE_S = 5.0
@@ -106,6 +107,12 @@ class RemoteTier(RestoreTier):
             index[child] = dict(index.get(parent, {}))
 
         self._send(change, "fork", parent, child)
+
+    def adopt(self, parent: str, child: str) -> None:
+        self.fork(parent, child)
+        self._settle()
+        found: Found = self._wait("holdings", [child])
+        self.index |= held_of(found)
 
     def close(self, session: str) -> None:
         self._send(lambda index: index.pop(session, None), "close", session)
@@ -185,10 +192,7 @@ class RemoteTier(RestoreTier):
     def _believe(self, answer: Answer) -> None:
         """Make the index what the store said, and what was sent since."""
         self._known = (answer.incarnation, answer.losses)
-        self.index = {
-            session: {chunk: Held(frozenset(map(AttentionType, types)), latents) for chunk, (types, latents) in found}
-            for session, found in ((session, chunks.items()) for session, chunks in answer.result.items())
-        }
+        self.index = held_of(answer.result)
         for sent in self._sent:
             sent.change(self.index)
 
@@ -198,3 +202,11 @@ class RemoteTier(RestoreTier):
         self.failures += 1
         self.index = {session: {} for session in self.index}
         self._known = ("", -1)
+
+
+def held_of(found: Found) -> Index:
+    """What ``RestoreStore.holdings`` answered."""
+    return {
+        session: {chunk: Held(frozenset(map(AttentionType, types)), has) for chunk, (types, has) in held.items()}
+        for session, held in found.items()
+    }

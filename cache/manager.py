@@ -253,6 +253,13 @@ class CacheManager:
         self.recorder.note("give_up", {"chunk": chunk, "reason": reason})
         return evictions
 
+    def drop_subject(self, reason: str) -> list[Eviction]:
+        """Strike off a subject anchor that could not be brought back."""
+        evictions = self._drop_subject()
+        self.log.add(self.next_chunk, "give up", reason)
+        self.recorder.note("drop_subject", {"reason": reason})
+        return evictions
+
     @property
     def begins_scene(self) -> bool:
         """Whether the next chunk is the first that its scene ever had."""

@@ -12,6 +12,7 @@ from cache.spec import AttentionType
 from cache.tiers import Held, Holdings
 
 Plain = dict[str, Any]
+Do = Literal["commit", "direct", "subject", "drop_subject", "give_up"]
 Mass = Mapping[AttentionType, Mapping[int, float]]
 DIRECTIVES = {kind.__name__: kind for kind in (Cut, ReturnTo, PromptChange)}
 LONGEST = 256
@@ -26,7 +27,7 @@ class Operation:
         held: what the restore store answered meanwhile, by chunk: names of attention types, and whether latents.
     """
 
-    do: Literal["commit", "direct", "subject", "give_up"]
+    do: Do
     arguments: Plain
     held: Mapping[int, tuple[list[str], bool]] = field(default_factory=dict)
 
@@ -50,7 +51,7 @@ class Recorder:
         self._asked[chunk] = ([t.value for t in sorted(held.types)], held.latents)
         return held
 
-    def note(self, do: Literal["commit", "direct", "subject", "give_up"], arguments: Plain) -> None:
+    def note(self, do: Do, arguments: Plain) -> None:
         """An operation has been done."""
         self.noted += 1
         self._waiting.append(Operation(do, arguments, self._asked))

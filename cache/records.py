@@ -38,14 +38,14 @@ def parse_latents(plain: Plain) -> Latents:
 
 
 def plain_key_values(payload: KeyValues) -> Plain:
-    """Keys and values of a chunk, its slot and its role."""
-    return [plain_tensor(payload.tensor), payload.slot, payload.role.value]
+    """Keys and values of a chunk, its slot, its role, and when it was written."""
+    return [plain_tensor(payload.tensor), payload.slot, payload.role.value, payload.written]
 
 
 def parse_key_values(plain: Plain) -> KeyValues:
     """What ``plain_key_values`` was given."""
-    tensor, slot, role = plain
-    return KeyValues(parse_tensor(tensor), slot, Role(role))
+    tensor, slot, role, written = plain
+    return KeyValues(parse_tensor(tensor), slot, Role(role), written)
 
 
 def plain_record(record: Record) -> Plain:

@@ -37,6 +37,8 @@ def apply(manager: CacheManager, answers: Answers, operation: Operation) -> None
     elif operation.do == "subject":
         tokens = {AttentionType(t): count for t, count in arguments["tokens"].items()}
         manager.set_subject(arguments["chunk"], tokens, arguments["score"])
+    elif operation.do == "drop_subject":
+        manager.drop_subject(arguments["reason"])
     else:
         manager.give_up(arguments["chunk"], arguments["reason"])
 

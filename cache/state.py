@@ -28,6 +28,7 @@ def dump(manager: CacheManager) -> Plain:
     positions = manager.positions
     return {
         "next_chunk": manager.next_chunk,
+        "noted": manager.recorder.noted,
         "ledgers": {t.value: _dump_ledger(manager.ledgers[t]) for t in TYPES},
         "positions": [positions.next_slot, positions.subject, positions.epoch, dict(positions.slots)],
         "scenes": [_dump_scene(scene) for scene in manager.scenes.scenes.values()],
@@ -51,6 +52,7 @@ def load(
     manager = CacheManager(session, specs, policy, config, holdings)
     books = manager.books
     books.next_chunk = plain["next_chunk"]
+    manager.recorder.noted = plain["noted"]
     for t in TYPES:
         _load_ledger(manager.ledgers[t], plain["ledgers"][t.value])
     next_slot, subject, epoch, slots = plain["positions"]

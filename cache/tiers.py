@@ -53,11 +53,15 @@ class Latents:
 
 @dataclass(frozen=True)
 class KeyValues:
-    """Keys and values of one chunk of one attention type [layers, 2, tokens, width]; keys encoded for ``slot``."""
+    """Keys and values of one chunk of one attention type [layers, 2, tokens, width]; keys encoded for ``slot``.
+
+    ``written``: operations on the books when it was written; books with fewer do not know of it.
+    """
 
     tensor: torch.Tensor
     slot: int
     role: Role
+    written: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -102,6 +106,10 @@ class RestoreTier(Holdings, Protocol):
 
     def fork(self, parent: str, child: str) -> None:
         """Give ``child`` every record of ``parent``, by reference."""
+        ...
+
+    def adopt(self, parent: str, child: str) -> None:
+        """As ``fork``, where ``parent`` was another engine's. Raises ``RecordLost`` if the store does not answer."""
         ...
 
     def close(self, session: str) -> None:
@@ -184,6 +192,9 @@ class HostTier:
                 self._records[child, chunk] = Record(record.latents, dict(record.key_values))
                 for payload in (*record.key_values.values(), record.latents):
                     self._hold(payload)
+
+    def adopt(self, parent: str, child: str) -> None:
+        self.fork(parent, child)
 
     def close(self, session: str) -> None:
         for owner, chunk in list(self._records):

@@ -23,6 +23,7 @@ from models.backbone import Backbone
 from models.prompt import Prompt, hashed_prompt
 from models.sampler import Schedule
 from streams.batch import Batch, Shares
+from streams.durability import Durability, WriteThrough, shelves
 from streams.executor import Executor
 from streams.session import Session
 
@@ -36,6 +37,7 @@ class EngineConfig:
         host_bytes: bound of the in-process restore store, for all streams together.
         first_schedule: denoising schedule of a scene's first chunk, which has no history of its own; by default as the
             others.
+        durability: what of every commit is written to the restore store at once.
         impl: implementation of the tensor operations.
     """
 
@@ -44,6 +46,7 @@ class EngineConfig:
     first_schedule: Schedule | None = None
     sessions: int = 1
     host_bytes: int = 1 << 30
+    durability: Durability = Durability.NONE
     impl: str = "torch"
 
     def __post_init__(self) -> None:
@@ -103,7 +106,9 @@ class Engine:
         self.pool = Pool(self.specs, pages, backbone.dtype, backbone.device)
         self.ops = ops(self.config.impl)
         self.tier = HostTier(self.config.host_bytes) if tier is None else tier
-        self.executor = Executor(backbone, self.pool, self.ops, self.tier, self.config.schedule.context_sigma)
+        self.through = WriteThrough(self.config.durability, self.pool, self.ops, self.tier)
+        sigma = self.config.schedule.context_sigma
+        self.executor = Executor(backbone, self.pool, self.ops, self.tier, sigma, self.through)
         self.understands = encode_prompt is not None
         self._encode_prompt = encode_prompt or self._hash_prompt
         self.sessions: dict[str, Session] = {}
@@ -134,7 +139,8 @@ class Engine:
         name = self._name()
         lease = self.pool.fork(session.lease)
         manager = load(plain, name, self.specs, self.policy, self.config.cache, self.tier)
-        self.tier.fork(session.id, name)
+        for there, here in zip(shelves(session.id), shelves(name), strict=True):
+            self.tier.fork(there, here)
         child = Session(name, session.seed if seed is None else seed, manager, lease, dict(session.prompts))
         child.retained, child.prompt_of = dict(session.retained), dict(session.prompt_of)
         child.subject_tokens, child.origins = dict(session.subject_tokens), dict(session.origins)
@@ -145,7 +151,8 @@ class Engine:
         if session.failure is None:
             self.require(session)
         self.pool.close(session.lease)
-        self.tier.close(session.id)
+        for name in shelves(session.id):
+            self.tier.close(name)
         del self.sessions[session.id]
 
     def new_manager(self, plain: dict[str, object]) -> CacheManager:
@@ -206,6 +213,8 @@ class Engine:
             self.executor.write_subject(session, t, session.page(t, source.place), tokens)
         session.subject_tokens.update(chosen)
         self._carry_out(session, plan)
+        for t in chosen:
+            self.through.subject(session, t)
         return True
 
     # -- chunks
@@ -236,6 +245,7 @@ class Engine:
             # The chunk is published and committed; if its plan fails, that stream says so at its next call.
             with suppress(StreamFailed):
                 self._carry_out(session, session.manager.commit(chunk.index, shares))
+                self.through.committed(session, chunk.index, chunk.video, chunk.audio)
         return [made[session.id][0] for session in sessions]
 
     def _carry_out(self, session: Session, plan: Plan) -> None:

@@ -1,6 +1,6 @@
 """Carries out the plans of the cache manager on the pool and the restore store, and encodes chunks from latents."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -16,6 +16,7 @@ from kernels.ops import Ops
 from models.backbone import Backbone
 from models.processors import Rows
 from models.rope import KEY_KIND
+from streams.durability import WriteThrough, on_host
 from streams.session import Origin, Session
 
 
@@ -28,6 +29,7 @@ class Executor:
     ops: Ops
     tier: RestoreTier
     context_sigma: float
+    through: WriteThrough
 
     def carry_out(self, session: Session, plan: Plan) -> None:
         """Fetch, evict, restore, move, encode, forget, in this order.
@@ -39,7 +41,7 @@ class Executor:
         for eviction in plan.evictions:
             self._evict(session, eviction)
         for chunk, reason in lost.items():
-            self._give_up(session, chunk, reason)
+            self.give_up(session, chunk, reason)
         self._retire_latents(session, plan)
         for restoration in plan.restorations:
             if restoration.chunk in session.manager.ledgers[restoration.type].entries:
@@ -48,9 +50,9 @@ class Executor:
             for move in moves:
                 self._move(session, t, move)
         if plan.encode_subject:
-            self._encode_subject(session)
+            self.encode_subject(session)
         for encoding in plan.encode:
-            self._encode_planned(session, encoding)
+            self.encode_planned(session, encoding)
         for chunk in plan.forget:
             self.tier.forget(session.id, chunk)
             session.retained.pop(chunk, None)
@@ -59,14 +61,12 @@ class Executor:
     # -- between pool and store
 
     def _evict(self, session: Session, eviction: Eviction) -> None:
-        t, storage = eviction.type, self.pool.storage[eviction.type]
-        subject = eviction.role is Role.SUBJECT_ANCHOR
-        origin = session.origins.pop((t, None if subject else eviction.chunk), None)
+        t, subject = eviction.type, eviction.role is Role.SUBJECT_ANCHOR
+        chunk = None if subject else eviction.chunk
         if eviction.offload and t not in self.tier.holds(session.id, eviction.chunk).types:
-            packed, slot = self.ops.pack(storage, session.page(t, eviction.place)).cpu(), eviction.slot
-            if origin is not None:
-                packed[:, 0], slot = origin.keys, origin.slot
-            self.tier.offload(session.id, eviction.chunk, t, KeyValues(packed, slot, eviction.role))
+            payload = self.through.payload(session, t, chunk, eviction.place, eviction.slot, eviction.role)
+            self.tier.offload(session.id, eviction.chunk, t, payload)
+        session.origins.pop((t, chunk), None)
         self.pool.release(session.lease, t, eviction.place)
         if subject:
             session.subject_tokens.pop(t, None)
@@ -76,9 +76,7 @@ class Executor:
         kept, subjects = session.manager.kept(), session.manager.subject_chunks()
         for chunk in [c for c in session.retained if c not in kept and c not in plan.forget]:
             if not self.tier.holds(session.id, chunk).latents:
-                latents = session.retained[chunk]
-                copy = replace(latents, video=latents.video.cpu(), audio=latents.audio.cpu())
-                self.tier.keep_latents(session.id, chunk, copy)
+                self.tier.keep_latents(session.id, chunk, on_host(session.retained[chunk]))
             if chunk not in subjects:
                 del session.retained[chunk]
 
@@ -101,9 +99,9 @@ class Executor:
         page = self.pool.claim(session.lease, restoration.type, restoration.place)
         self.ops.unpack(self.pool.storage[restoration.type], page, payload.tensor.to(self.pool.device))
         session.origins[restoration.type, restoration.chunk] = Origin(payload.tensor[:, 0].clone(), payload.slot)
-        self._rotate(restoration.type, page, payload.slot, restoration.slot)
+        self.rotate(restoration.type, page, payload.slot, restoration.slot)
 
-    def _give_up(self, session: Session, chunk: int, reason: str) -> None:
+    def give_up(self, session: Session, chunk: int, reason: str) -> None:
         if chunk not in session.manager.subject_chunks():
             session.retained.pop(chunk, None)
         for eviction in session.manager.give_up(chunk, reason):
@@ -125,9 +123,9 @@ class Executor:
         if origin is None:
             origin = session.origins[type, move.chunk] = Origin(keys.to("cpu", copy=True), move.from_slot)
         keys.copy_(origin.keys)
-        self._rotate(type, page, origin.slot, move.to_slot)
+        self.rotate(type, page, origin.slot, move.to_slot)
 
-    def _rotate(self, type: AttentionType, page: int, from_slot: int, to_slot: int) -> None:
+    def rotate(self, type: AttentionType, page: int, from_slot: int, to_slot: int) -> None:
         if from_slot != to_slot:
             rope = self.backbone.ropes[KEY_KIND[type]]
             self.ops.relocate(self.pool.storage[type][:, 0, page], *rope.delta(from_slot, to_slot), rope.layout)
@@ -163,7 +161,7 @@ class Executor:
         see_subject = ledger.subject is not None and ledger.subject.slot < slot
         return session.block_table(type, [*sorted(before), own], see_subject)
 
-    def _encode_planned(self, session: Session, encoding: Encoding) -> None:
+    def encode_planned(self, session: Session, encoding: Encoding) -> None:
         """Encode one chunk into the places of ``encoding.types``; other types get a page that is thrown away."""
         chunk, manager = encoding.chunk, session.manager
         if chunk not in manager.positions.slots:
@@ -185,8 +183,9 @@ class Executor:
         self.encode(session, chunk, latents, manager.positions.slots[chunk], places)
         for t, place in scratch:
             self.pool.release(session.lease, t, place)
+        self.through.encoded(session, chunk, encoding.types)
 
-    def _encode_subject(self, session: Session) -> None:
+    def encode_subject(self, session: Session) -> None:
         """Encode the anchor's source chunk at the reserved slot, seeing nothing, and keep the chosen tokens."""
         manager = session.manager
         subjects = {t: ledger.subject for t, ledger in manager.ledgers.items() if ledger.subject is not None}
@@ -198,6 +197,7 @@ class Executor:
             self.encode(session, chunk, session.retained[chunk], slot, places)
             for t in (t for t, s in subjects.items() if s.chunk == chunk):
                 self.write_subject(session, t, session.page(t, places[t]), session.subject_tokens[t])
+                self.through.subject(session, t)
         for t, place in places.items():
             self.pool.release(session.lease, t, place)
 

@@ -9,11 +9,12 @@ from cache.spec import TYPES, AttentionType
 from cache.state import dump
 from errors import IntegrityError, SnapshotCorrupt, SnapshotMismatch
 from models.prompt import Prompt
+from streams.durability import shelves
 from streams.engine import Engine
 from streams.session import Origin, Session
 from wire import seal, unseal
 
-KIND, VERSION = "snapshot", 3
+KIND, VERSION = "snapshot", 4
 Plain = dict[str, Any]
 
 
@@ -40,7 +41,10 @@ def save(engine: Engine, session: Session) -> bytes:
         "prompt_of": session.prompt_of,
         "subject_tokens": {t.value: tokens.tolist() for t, tokens in session.subject_tokens.items()},
         "origins": [[t.value, chunk, o.slot, plain_tensor(o.keys)] for (t, chunk), o in session.origins.items()],
-        "records": {chunk: plain_record(record) for chunk, record in engine.tier.records(session.id).items()},
+        "records": [
+            {chunk: plain_record(record) for chunk, record in engine.tier.records(name).items()}
+            for name in shelves(session.id)
+        ],
     }
     return seal(KIND, VERSION, payload)
 
@@ -61,7 +65,11 @@ def resume(engine: Engine, data: bytes) -> Session:
         retained = {chunk: parse_latents(plain) for chunk, plain in payload["retained"].items()}
         tokens = {AttentionType(t): torch.tensor(chosen) for t, chosen in payload["subject_tokens"].items()}
         pages = [(t, place, parse_tensor(plain)) for t in TYPES for place, plain in payload["pages"][t.value]]
-        records = [(chunk, parse_record(plain)) for chunk, plain in payload["records"].items()]
+        records = [
+            (name, chunk, parse_record(plain))
+            for name, kept in zip(shelves(manager.session), payload["records"], strict=True)
+            for chunk, plain in kept.items()
+        ]
         origins = {(AttentionType(t), chunk): Origin(parse_tensor(k), slot) for t, chunk, slot, k in payload["origins"]}
         seed, prompt_of = int(payload["seed"]), dict(payload["prompt_of"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -77,11 +85,11 @@ def resume(engine: Engine, data: bytes) -> Session:
     except (KeyError, ValueError, IntegrityError) as error:
         engine.close(session)
         raise SnapshotCorrupt(f"the pages in the snapshot are not those in its books: {error}") from error
-    for chunk, record in records:
+    for name, chunk, record in records:
         if record.latents is not None:
-            engine.tier.keep_latents(session.id, chunk, record.latents)
+            engine.tier.keep_latents(name, chunk, record.latents)
         for t, payload_of_type in record.key_values.items():
-            engine.tier.offload(session.id, chunk, t, payload_of_type)
+            engine.tier.offload(name, chunk, t, payload_of_type)
     return session
 
 

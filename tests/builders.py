@@ -18,6 +18,7 @@ from models.backbone import Backbone, random_transformer
 from models.sampler import Pair, Schedule
 from models.shapes import ChunkGeometry
 from streams.batch import Batch
+from streams.durability import Durability
 from streams.engine import Engine, EngineConfig
 from streams.session import Session
 
@@ -89,6 +90,7 @@ def engine(
     cache: CacheConfig | None = None,
     host_bytes: int = 1 << 28,
     tier: RestoreTier | None = None,
+    durability: Durability = Durability.NONE,
 ) -> Engine:
     """An engine of small sizes; every part can be given."""
     config = EngineConfig(
@@ -96,6 +98,7 @@ def engine(
         schedule=schedule or Schedule((1.0, 0.6)),
         sessions=sessions,
         host_bytes=host_bytes,
+        durability=durability,
     )
     return Engine(model or backbone(), policy or SceneMemory(Budgets.uniform(SMALL_KEEP_SET)), config, tier=tier)
 
