@@ -78,8 +78,13 @@ class Encoder:
         sample_rate: int,
         channels: int,
         encoding: Encoding | None = None,
+        begin: tuple[int, int] = (0, 0),
     ) -> None:
         """``width`` and ``height`` in pixels, ``fps`` in frames per second, exact, ``sample_rate`` in Hz.
+
+        Args:
+            begin: frames and samples that came before, from another encoder of the same kind: this one goes on in
+                time, and its header is the same.
 
         Raises:
             ConfigError: a size, rate or number of channels that cannot be encoded.
@@ -90,6 +95,7 @@ class Encoder:
         self.sample_rate, self.channels = sample_rate, channels
         self.frames = self.samples = self.fragments = 0
         self._priming = Fraction(0)
+        self._before = begin
         self._key_due = 0  # frame from which on a chunk begins with a key frame
         self._reformatter = VideoReformatter()
         self._usable = True
@@ -117,6 +123,10 @@ class Encoder:
         segments = self._segments(last=False)
         self._usable = True
         return segments
+
+    def key_next(self) -> None:
+        """Let the next chunk begin with a key frame."""
+        self._key_due = self.frames
 
     def finish(self) -> list[Segment]:
         """What the encoders still hold, after which nothing can be encoded; nothing if a chunk was broken off."""
@@ -153,6 +163,9 @@ class Encoder:
         self._container.start_encoding()
         self._video_context, self._audio_context = picture, sound
         self._tracks = {VIDEO_TRACK: _Track(video, timescale), AUDIO_TRACK: _Track(audio, audio_rate)}
+        # The encoders count from 0, so that the header does not tell when they began.
+        self._tracks[VIDEO_TRACK].end = int(self._before[0] * timescale / self.fps)
+        self._tracks[AUDIO_TRACK].end = round(Fraction(self._before[1] * audio_rate, self.sample_rate))
 
     def _encode_frame(self, picture: NDArray[np.uint8], begins_chunk: bool) -> None:
         frame = self._reformatter.reformat(

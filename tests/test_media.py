@@ -209,6 +209,36 @@ def test_one_can_join_at_any_key_fragment() -> None:
         assert abs(float(media.frames[0].mean()) - 3 * first) < 3
 
 
+@pytest.mark.parametrize("encoding", [AAC, OPUS, VP9], ids=lambda e: f"{e.video}-{e.audio}")
+def test_another_encoder_goes_on_in_the_midst_with_the_same_header_and_in_time(encoding: Encoding) -> None:
+    def burst(samples: np.ndarray) -> np.ndarray:
+        return sine(samples) * ((samples > 50_000) & (samples < 51_600))
+
+    parts = list(chunks((8,) * 9, FPS, RATE, lambda i: 240 if i == 40 else 3 * i, burst))
+    first = encoder(encoding)
+    before = [s for c in parts[:6] for s in first.encode(*c)]
+    second = Encoder(SIDE, SIDE, FPS, RATE, 1, encoding, (32, sum(len(sound) for _, sound in parts[:4])))
+    after = []
+    for part in parts[4:]:
+        second.key_next()
+        after += second.encode(*part)
+    after += second.finish()
+    assert isinstance(before[0], Init)
+    assert before[0] == after[0]
+    assert all(fragment.key for fragment in fragments_of(after)[:5])
+    assert fragments_of(after)[0].start == fragments_of(before)[4].start
+    media = decode(data_of([*before[:5], *after[1:]]))
+    assert media.frame_times == tuple(i / FPS for i in range(72))
+    assert abs(float(media.frames[40].mean()) - 240) < 5
+    alone = decode(data_of([before[0], *after[1:]]))
+    assert abs(float(alone.audio_start) * RATE - sum(len(sound) for _, sound in parts[:4])) < 1
+    loud = (
+        np.flatnonzero(np.abs(alone.samples[:, 0]) > 0.2) * RATE / alone.sample_rate + float(alone.audio_start) * RATE
+    )
+    assert abs(loud[0] - 50_000) < 0.005 * RATE
+    assert abs(loud[-1] - 51_600) < 0.005 * RATE
+
+
 @pytest.mark.parametrize(
     ("encoding", "mime"), [(AAC, "avc1.42c00a,mp4a.40.2"), (OPUS, "avc1.42c00a,opus"), (VP9, "vp09.00.10.08,opus")]
 )
