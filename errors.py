@@ -21,6 +21,7 @@ LongtakeError
 │   ├── NoCapacity         every place is taken; try again after ``retry_after_s``
 │   ├── BadMessage         a message that is malformed, too long, or says what cannot be
 │   ├── NotAllowed         the key is missing or wrong
+│   ├── SessionMoved       its generator has gone or given it away; connect again
 │   └── FencedOff          another generator has taken this session over
 └── CacheError             the cache refuses, or found itself inconsistent
     ├── PoolExhausted      no memory slots left for what was asked; nothing was changed
@@ -159,6 +160,12 @@ class NotAllowed(ServiceError):
     """The key is missing or wrong."""
 
     code = "not_allowed"
+
+
+class SessionMoved(ServiceError):
+    """The generator has gone, or has given the session away; whoever asks again finds it elsewhere."""
+
+    code = "session_moved"
 
 
 class FencedOff(ServiceError):

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from fastapi import Request, WebSocket
 
 from actors.limits import Limits
-from actors.reel import Order
+from actors.order import Order
 from actors.requests import ChangePrompt, CutTo, Fork, GoBack, direction
 from errors import (
     BadMessage,

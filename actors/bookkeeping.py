@@ -39,6 +39,10 @@ class Ledger(Protocol):
         """See ``LedgerShard.commit``."""
         ...
 
+    async def claim(self, session: str) -> tuple[int, Statement]:
+        """See ``LedgerShard.claim``."""
+        ...
+
     async def close(self, session: str, epoch: int) -> None:
         """See ``LedgerShard.close``; does not wait."""
         ...
@@ -61,6 +65,9 @@ class OwnLedger(Ledger):
 
     async def commit(self, shard: int, entries: Sequence[Entry]) -> list[Verdict]:
         return self.service.commit(entries)
+
+    async def claim(self, session: str) -> tuple[int, Statement]:
+        return self.service.claim(session)
 
     async def close(self, session: str, epoch: int) -> None:
         self.service.close(session, epoch)
@@ -100,6 +107,25 @@ class Bookkeeper:
         statement = await self.state(session)
         async with answered():
             self.epochs[session] = await self.ledger.open(statement)
+
+    async def claim(self, session: str) -> Statement:
+        """Take over a session that another generator lost; its books as they were when it last committed.
+
+        Raises ``UnknownSession``, and ``ServiceError`` while its shard does not answer.
+        """
+        async with answered():
+            self.epochs[session], statement = await self.ledger.claim(session)
+        return statement
+
+    async def restate(self, session: str) -> None:
+        """Put the books of a session right. Raises ``FencedOff``, ``NoCapacity`` and ``ServiceError``."""
+        statement = await self.state(session)
+        async with answered():
+            await self.ledger.state(statement, self.epochs[session])
+
+    def drop(self, session: str) -> None:
+        """A session is somebody else's now."""
+        self.epochs.pop(session, None)
 
     async def close(self, session: str) -> None:
         """Forget a session."""
@@ -148,9 +174,7 @@ class Bookkeeper:
             if verdict is Verdict.FENCED:
                 raise FencedOff(f"another generator has taken {entry.session} over; chunk {entry.chunk} is not shown")
             if verdict is not Verdict.BOOKED and entry.session in self.epochs:
-                statement = await self.state(entry.session)
-                async with answered():
-                    await self.ledger.state(statement, self.epochs[entry.session])
+                await self.restate(entry.session)
         except (FencedOff, NoCapacity, UnknownSession) as error:
             return error
         return None

@@ -20,9 +20,10 @@ from actors.gateway import gateway
 from actors.generator import Generator
 from actors.limits import Limits
 from actors.live import State
+from actors.order import Order
 from actors.pace import Pace
 from actors.ray_meter import RayMeter
-from actors.reel import Glimpse, Order
+from actors.reel import Glimpse
 from actors.remote import Around, Handle, RemoteLedger, RemoteVault, directory, restore_store, store_calls, told_plainly
 from actors.remote_tier import RemoteTier
 from actors.telemetry import Carrier, Telemetry, begin, carrier, span

@@ -8,16 +8,19 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from actors.bookkeeping import Ledger, OwnLedger
+from actors.ledger_service import Entry
 from actors.live import OVER, Live, State
 from actors.metrics import Meter, Tally
+from actors.order import Order
 from actors.pace import Pace
-from actors.reel import Order
 from actors.showing import messages
 from actors.step_loop import See, StepLoop
+from actors.takeover import take_over
 from actors.worker import FAILURES, Direction, Worker
-from errors import BadMessage, NoCapacity, RecordLost, SessionOver, UnknownSession
+from errors import BadMessage, FencedOff, NoCapacity, RecordLost, SessionMoved, SessionOver, UnknownSession
 
 CALLS = {"control", "pause", "resume", "fork", "stop", "acknowledge", "inspect", "thumbnail"}
+PROMISE_S = 5.0  # how long a control waits for the ledger service
 T = TypeVar("T")
 LOG = logging.getLogger("longtake.generator")
 
@@ -48,6 +51,7 @@ class Generator:
         self.sessions = self.loop.sessions
         self.seconds = float(worker.engine.backbone.geometry.seconds)
         self.capacity = worker.engine.config.sessions
+        self._coming: dict[str, asyncio.Task[None]] = {}
 
     # -- life
 
@@ -102,7 +106,7 @@ class Generator:
         return self.describe(session)
 
     async def _create(self, session: str, order: Order, owner: str) -> None:
-        await self.loop.between(self.worker.open, session, order)
+        await self.loop.between(self.worker.open, session, order, owner)
         await self._book(session)
         self._enter(Live(session, self.pace, self.seconds, self.clock(), owner))
 
@@ -110,11 +114,9 @@ class Generator:
         """Direct a session; the receipt says from which chunk it holds."""
         live = self._open(session)
         await self._ensure_on(live)
-        return {
-            "session": session,
-            "do": direction.do,
-            "from": await self.loop.between(self.worker.direct, session, direction),
-        }
+        begin, entry = await self.loop.between(self._directed, session, direction)
+        await self._confirmed(live, entry)
+        return {"session": session, "do": direction.do, "from": begin}
 
     async def pause(self, session: str) -> dict[str, Any]:
         """Put a session away until ``resume``; idempotent."""
@@ -149,6 +151,52 @@ class Generator:
         await self._whole(self._forget(live))
         LOG.info("session stopped", extra={"session": session, "chunk": at})
         return {"session": session, "do": "stop", "from": at}
+
+    async def take_over(self, session: str) -> dict[str, Any]:
+        """Go on with a session that another generator lost or gave away; again is no error.
+
+        Raises:
+            UnknownSession: the ledger service knows no such session.
+            NoCapacity: every place in the pool is taken.
+            LongtakeError: what is left of it cannot be used here.
+        """
+        if session not in self.sessions:
+            begun = self._coming.get(session)
+            if begun is None:
+                begun = self._coming[session] = self.loop.spawn(self._take_over(session))
+                begun.add_done_callback(lambda _: self._coming.pop(session, None))
+            await asyncio.shield(begun)
+        return self.describe(session)
+
+    async def _take_over(self, session: str) -> None:
+        statement = await self.loop.books.claim(session)
+        try:
+            owner, shown = await self.loop.between(take_over, self.worker, session, statement)
+            await self.loop.books.restate(session)
+        except BaseException:
+            self.loop.books.drop(session)
+            await self.loop.between(self.worker.give_away, session)
+            raise
+        begin = shown[0].chunk.index if shown else self.worker.reels[session].next_chunk
+        live = Live(session, self.pace, self.seconds, self.clock(), owner, base=begin - 1, next_chunk=begin)
+        live.shown = True  # its first chunk was somebody else's
+        self.loop.show_again(live, shown)
+        if live.publishing is not None:
+            await asyncio.wait([live.publishing])  # or whoever comes first would be given what it has
+        self.loop.meter.add("takeovers")
+        self._enter(live)
+
+    async def hand_over(self, session: str) -> None:
+        """Give a session away, for another generator to take over; its viewers come back by themselves.
+
+        Raises ``NoCapacity`` if the vault is full, and then it stays.
+        """
+        live = self._open(session)
+        await self._whole(self._put_away(live, "it moves to another generator", held=live.held))
+        if live.publishing is not None:
+            await asyncio.wait([live.publishing])
+        await self.loop.books.restate(session)
+        await self.loop.give_away(live)
 
     async def watch(
         self, session: str, owner: str, viewer: str, after: int | None, credits: int, from_key: bool = True
@@ -252,6 +300,18 @@ class Generator:
         self.sessions[live.id] = live
         self.loop.wake()
         LOG.info("session begins", extra={"session": live.id, "chunk": live.next_chunk})
+
+    def _directed(self, session: str, direction: Direction) -> tuple[int, Entry]:
+        begin = self.worker.direct(session, direction)
+        return begin, self.worker.reels[session].entry(begin - 1)
+
+    async def _confirmed(self, live: Live, entry: Entry) -> None:
+        """What was promised is in the books; if the ledger service does not answer, it is with the next chunk."""
+        with suppress(TimeoutError):
+            refused = (await asyncio.wait_for(self.loop.books.confirm([entry]), PROMISE_S))[live.id]
+            if isinstance(refused, FencedOff):
+                await self.loop.give_away(live)
+                raise SessionMoved(f"{live.id} is with another generator; ask again")
 
     def _fork(self, session: str, child: str, seed: int | None) -> int:
         self.worker.fork(session, child, seed)

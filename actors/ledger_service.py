@@ -37,17 +37,28 @@ class Terms:
 
 @dataclass(frozen=True)
 class Statement:
-    """Whole books as their generator has them; ``number``: operations that are in them."""
+    """Whole books as their generator has them.
+
+    Args:
+        number: operations that are in them.
+        aside: what else the generator wants to be kept with the books, as it was then.
+        order: what the session was to be; never changes.
+    """
 
     session: str
     terms: Terms
     state: dict[str, Any]
     number: int
+    aside: bytes = b""
+    order: bytes = b""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """The operations up to the commit of ``chunk``, after ``number`` others; ``digest``: of the books then."""
+    """The operations up to the commit of ``chunk``, after ``number`` others; ``digest``: of the books then.
+
+    ``aside``: what the generator wants to be kept with the books; the latest is.
+    """
 
     session: str
     chunk: int
@@ -55,6 +66,7 @@ class Entry:
     operations: Sequence[Operation]
     digest: bytes
     epoch: int = 0
+    aside: bytes = b""
 
     def under(self, epoch: int) -> "Entry":
         """The same, written under a fencing epoch."""
@@ -80,6 +92,8 @@ class Book:
     epoch: int
     number: int
     heard: float
+    aside: bytes
+    order: bytes
 
 
 class LedgerShard:
@@ -138,14 +152,23 @@ class LedgerShard:
                 book.number += 1
         except (LongtakeError, ArithmeticError, LookupError, TypeError, ValueError):
             return Verdict.DIFFERS
-        return Verdict.BOOKED if digest(book.manager) == entry.digest else Verdict.DIFFERS
+        if digest(book.manager) != entry.digest:
+            return Verdict.DIFFERS
+        book.aside = entry.aside
+        return Verdict.BOOKED
 
     def read(self, session: str) -> tuple[int, Statement]:
-        """Epoch and books of a session, for whoever takes it over. Raises ``UnknownSession``."""
+        """Epoch and books of a session. Raises ``UnknownSession``."""
         if session not in self.books:
             raise UnknownSession(f"no books of {session!r}")
         book = self.books[session]
-        return book.epoch, Statement(session, book.terms, dump(book.manager), book.number)
+        return book.epoch, Statement(session, book.terms, dump(book.manager), book.number, book.aside, book.order)
+
+    def claim(self, session: str) -> tuple[int, Statement]:
+        """As ``read``, for whoever takes the session over: whoever wrote it before is fenced off."""
+        self.read(session)
+        self.books[session].epoch += 1
+        return self.read(session)
 
     def close(self, session: str, epoch: int) -> None:
         """Forget a session, unless somebody else has taken it over; unknown ones are no error."""
@@ -160,7 +183,9 @@ class LedgerShard:
         terms, answers = statement.terms, Answers()
         config = replace(terms.config, log_capacity=LOG_CAPACITY)
         manager = load(statement.state, statement.session, terms.specs, terms.policy, config, answers)
-        self.books[statement.session] = Book(manager, answers, terms, epoch, statement.number, self.clock())
+        self.books[statement.session] = Book(
+            manager, answers, terms, epoch, statement.number, self.clock(), statement.aside, statement.order
+        )
 
     def _make_room(self) -> None:
         if len(self.books) < self.sessions:

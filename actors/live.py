@@ -8,6 +8,7 @@ from enum import StrEnum
 from actors.pace import Pace, Viewer, deadline, has_room
 from actors.reel import Piece
 from errors import NoCapacity
+from streams.durability import UNBOOKED
 
 
 class State(StrEnum):
@@ -20,7 +21,7 @@ class State(StrEnum):
     STOPPED = "stopped"
 
 
-IN_FLIGHT = 2  # chunks of a session that are stepped and not yet published, at most
+IN_FLIGHT = UNBOOKED  # chunks of a session that are stepped and not yet published, at most
 OVER = {State.FINISHED, State.FAILED, State.STOPPED}
 
 
@@ -46,6 +47,7 @@ class Live:
         blind: why the segmenter saw nothing when it last looked.
         made: index of the chunk to be stepped next; those before it that are not published yet are ``in_flight``.
         ended: whether its last chunk has been stepped.
+        moved: another generator has it now.
         stepped_at: when it was last stepped; of those that are due at the same time, who waits longest is served.
     """
 
@@ -65,6 +67,7 @@ class Live:
     blind: str = ""
     in_flight: int = 0
     ended: bool = False
+    moved: bool = False
     publishing: "asyncio.Task[None] | None" = None
     shown: bool = False
     stepped_at: float = float("-inf")

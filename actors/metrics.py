@@ -43,6 +43,8 @@ METRICS = {
         Metric("cache_bytes", "gauge", "Bytes of kept chunks, by attention type and role", ("type", "role")),
         Metric("pool_bytes", "gauge", "Bytes of the memory pool: held and capacity", ("what",)),
         Metric("ledger_entries", "counter", "Commits by what the ledger service said", ("verdict",)),
+        Metric("undurable", "counter", "Commits that were booked before the restore store had what must survive"),
+        Metric("takeovers", "counter", "Sessions taken over from other generators"),
         Metric("store_refused", "gauge", "Payloads that were not kept because too much was on its way to the store"),
         Metric("store_failures", "gauge", "Calls that the restore store did not answer"),
         Metric("store_bytes", "gauge", "Bytes of the restore store: records, vault, budgets", ("node", "what")),

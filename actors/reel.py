@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from actors.continuity import Continuity
 from actors.ledger_service import Entry, Statement
 from cache.decisions import Decision
 from cache.operations import Recorder
@@ -24,32 +25,14 @@ from cache.spec import TYPES
 from errors import SessionOver, StreamError
 from media.encoder import Encoder, Fragment, Init, Segment
 from models.decoders import Codecs, StreamDecoder
-from streams.director import Director, Script
+from streams.director import Director
+from streams.durability import Footing
 from streams.engine import Chunk
 from streams.stream import Stream
 
 SHOWN = 100  # decisions of each kind that can be inspected
 HISTORY = 512  # chunks whose drift can be inspected
 THUMBNAIL = 160  # pixels of the longer side
-
-
-@dataclass(frozen=True)
-class Order:
-    """What a session is to be: a prompt without end, or a script.
-
-    Args:
-        prompt: what to show and hear in the first scene, if there is no script.
-        subject: description of what the segmenter is to keep an eye on.
-        seed: the same order with the same seed gives the same take.
-        model, size: what the generator must have, if the caller minds; ``size`` as ``128x128``, width first.
-    """
-
-    prompt: str = ""
-    script: Script | None = None
-    subject: str = ""
-    seed: int = 0
-    model: str = ""
-    size: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,12 +74,14 @@ class Note:
         look: what the segmenter is to look for in it, or nothing.
         last: whether the take ends with it.
         decisions: how many the cache made since the chunk before, by action and attention type.
+        key: whether playing must be able to begin here.
     """
 
     picture: bool
     look: str
     last: bool
     decisions: Mapping[tuple[str, str], int]
+    key: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,6 +102,7 @@ class Reel:
     stream: Stream | None
     decoder: StreamDecoder
     encoder: Encoder
+    order: bytes = b""
     director: Director | None = None
     subject: str = ""
     init: Init | None = None
@@ -163,7 +149,12 @@ class Reel:
         """What the ledger service is told of the commit of ``chunk``."""
         manager = self.on.session.manager
         number, operations = manager.recorder.take()
-        return Entry(self.id, chunk, number, operations, digest(manager))
+        return Entry(self.id, chunk, number, operations, digest(manager), aside=self.report())
+
+    def report(self) -> bytes:
+        """What another generator would need to go on from here; see ``Continuity``."""
+        shot = 0 if self.director is None else self.director.shot
+        return Continuity(Footing.of(self.on.session), shot, self.subject).pack()
 
     def note(self, chunk: Chunk, due: bool) -> Note:
         """Take notes of a chunk right after its step; ``due``: whether the segmenter should look at it."""
@@ -178,6 +169,8 @@ class Reel:
 
     def show(self, chunk: Chunk, note: Note) -> tuple[Piece, torch.Tensor]:
         """Decode and encode one published chunk."""
+        if note.key:
+            self.encoder.key_next()
         media = self.decoder.push(chunk.video, chunk.audio)
         segments = self.encoder.encode(media.frames, media.samples)
         if note.last:

@@ -170,5 +170,10 @@ class RemoteLedger(Ledger):
             verdicts: list[Verdict] = await self.shards[shard].commit.remote(list(entries))
             return verdicts
 
+    async def claim(self, session: str) -> tuple[int, Statement]:
+        with told_plainly():
+            epoch, statement = await self.shards[self.shard(session)].claim.remote(session)
+            return epoch, statement
+
     async def close(self, session: str, epoch: int) -> None:
         self.shards[self.shard(session)].close.remote(session, epoch)

@@ -70,6 +70,7 @@ class RemoteTier(RestoreTier):
         self.index: Index = {}
         self.refused = 0
         self.failures = 0
+        self._unsaid = 0  # refused and failed calls that ``landed`` told of
         self._sent: deque[Sent] = deque()
         self._known: tuple[str, int] | None = None  # incarnation and losses
 
@@ -116,6 +117,21 @@ class RemoteTier(RestoreTier):
 
     def close(self, session: str) -> None:
         self._send(lambda index: index.pop(session, None), "close", session)
+
+    def landed(self) -> "Future[bool]":
+        """Answers come in the order of the calls, so the newest call's tells of all."""
+        told: Future[bool] = Future()
+        failed = self.refused + self.failures
+        lost, self._unsaid = failed > self._unsaid, failed
+
+        def tell(done: "Future[Answer]") -> None:
+            told.set_result(not lost and done.exception() is None)
+
+        if self._sent:
+            self._sent[-1].answer.add_done_callback(tell)
+        else:
+            told.set_result(not lost)
+        return told
 
     # -- inside
 

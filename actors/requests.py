@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from actors.limits import Limits
-from actors.reel import Order
+from actors.order import Order
 from actors.worker import Direction
 from errors import BadMessage, ScriptError
 from streams.director import Script, Shot

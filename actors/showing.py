@@ -5,13 +5,19 @@ from typing import Any
 
 from actors.live import OVER, Live, State, Watching
 from actors.reel import Piece
+from errors import SessionMoved
 
 
 async def messages(live: Live, watching: Watching) -> AsyncIterator[dict[str, Any]]:
-    """As many chunks as the viewer has credits for, and what becomes of the session; ends when it is over."""
+    """As many chunks as the viewer has credits for, and what becomes of the session; ends when it is over.
+
+    Raises ``SessionMoved`` when another generator has it.
+    """
     told, headed = live.state, False
     while True:
         watching.news.clear()
+        if live.moved:
+            raise SessionMoved(f"{live.id} is with another generator; connect again")
         for piece in live.take(watching):
             if live.header and not headed:
                 headed = True

@@ -7,7 +7,8 @@ loop hands it what was asked for in the meantime, in the order in which it came.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
@@ -16,17 +17,19 @@ from opentelemetry import trace
 
 from actors.bookkeeping import Bookkeeper, Ledger
 from actors.compute import Compute
+from actors.ledger_service import Entry
 from actors.live import OVER, Live, State
 from actors.metrics import Meter
 from actors.pace import Pace
 from actors.reel import Glimpse, Note, Piece
 from actors.worker import FAILURES, Made, Stepped, Worker
-from errors import LongtakeError, SessionOver, StreamError
+from errors import FencedOff, LongtakeError, SessionOver, StreamError
 from models.segmenter import Finding
 
 See = Callable[[Glimpse], Awaitable[Finding]]
 T = TypeVar("T")
 LONGEST_WAIT = 1.0  # seconds between two looks at who is idle
+LANDING_S = 5.0  # how long a commit waits for the restore store before it is booked without
 LOG, TRACER = logging.getLogger("longtake.generator"), trace.get_tracer("longtake")
 
 
@@ -95,10 +98,11 @@ class StepLoop:
             self.meter.observe("batch_sessions", len(batch))
             entries = [one.entry for one in stepped.values() if one.entry is not None]
             shown = self.spawn(self._shown(self.compute.show(stepped)))
+            landed = next((one.landed for one in stepped.values() if one.landed is not None), None)
             booked = {
                 entry.session: verdicts
                 for group in self.books.by_shard(entries)
-                for verdicts in (self.spawn(self.books.confirm(group)),)
+                for verdicts in (self.spawn(self._booked(group, landed)),)
                 for entry in group
             }
             for live in batch:
@@ -110,6 +114,27 @@ class StepLoop:
                 live.made, live.ended, live.in_flight = one.chunk.index + 1, one.note.last, live.in_flight + 1
                 waits = self._publish(live, one.note, shown, booked[live.id], began, live.publishing)
                 live.publishing = self.spawn(waits)
+
+    async def _booked(self, group: list[Entry], landed: "Future[bool] | None") -> dict[str, LongtakeError | None]:
+        """Book what the restore store has; if that does not answer, the stream goes on undurable."""
+        if landed is not None:
+            try:
+                whole = await asyncio.wait_for(asyncio.wrap_future(landed), LANDING_S)
+            except TimeoutError:
+                whole = False
+            if not whole:
+                self.meter.add("undurable", len(group))
+        return await self.books.confirm(group)
+
+    def show_again(self, live: Live, stepped: Sequence[Stepped]) -> None:
+        """Show and publish what another generator had stepped and booked."""
+        for one in stepped:
+            if one.note is None or one.chunk is None:
+                continue
+            shown, began = self.spawn(self._shown(self.compute.show({live.id: one}))), time.perf_counter()
+            live.made, live.ended, live.in_flight = one.chunk.index + 1, one.note.last, live.in_flight + 1
+            waits = self._publish(live, one.note, shown, self.spawn(_settled(live.id)), began, live.publishing)
+            live.publishing = self.spawn(waits)
 
     async def _shown(self, showing: "asyncio.Future[dict[str, Made]]") -> dict[str, Made]:
         with TRACER.start_as_current_span("encode"):
@@ -142,7 +167,9 @@ class StepLoop:
             await asyncio.wait([before])
         live.in_flight -= 1
         if live.state not in OVER:
-            if refused is not None or made.piece is None:
+            if isinstance(refused, FencedOff):
+                await self.give_away(live)
+            elif refused is not None or made.piece is None:
                 self._fail(live, refused or made.failure)
             else:
                 self._give(live, made, made.piece, note)
@@ -169,6 +196,15 @@ class StepLoop:
     def _fail(self, live: Live, failure: LongtakeError | None) -> None:
         LOG.error("session failed", extra={"session": live.id, "chunk": live.next_chunk, "reason": str(failure)})
         live.enter(State.FAILED, self.clock(), str(failure))
+
+    async def give_away(self, live: Live) -> None:
+        """Another generator has the session: its viewers are sent there, and nothing that is theirs is touched."""
+        self.sessions.pop(live.id, None)
+        self.books.drop(live.id)
+        live.moved = True
+        live.tell()
+        LOG.info("session given away", extra={"session": live.id, "chunk": live.next_chunk})
+        await self.compute.between(self.worker.give_away, live.id)
 
     def _look(self, live: Live, glimpse: Glimpse, see: See) -> None:
         """Let the segmenter see a glimpse, without waiting; at most one per session at a time."""
@@ -241,3 +277,7 @@ class StepLoop:
         self.meter.set("unpublished", sum(live.in_flight > 0 for live in self.sessions.values()))
         for name, tags, value in await self.between(self.worker.measures):
             self.meter.set(name, value, **tags)
+
+
+async def _settled(session: str) -> dict[str, LongtakeError | None]:
+    return {session: None}

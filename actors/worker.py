@@ -7,6 +7,7 @@ the one that cannot go on fails.
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -15,7 +16,8 @@ import torch
 
 from actors.gauges import Gauge, gauges
 from actors.ledger_service import Entry, Statement, Terms
-from actors.reel import Away, Glimpse, Note, Order, Piece, Reel
+from actors.order import Order, pack_order
+from actors.reel import Away, Glimpse, Note, Piece, Reel
 from cache.state import dump
 from errors import BadMessage, LongtakeError, NoCapacity, PoolExhausted, StreamError, UnknownSession
 from media.encoder import Encoder, Init
@@ -67,12 +69,16 @@ class Direction:
 
 @dataclass(frozen=True)
 class Stepped:
-    """What a step made of one session: a chunk and its entry for the ledger service, or why it cannot go on."""
+    """What a step made of one session: a chunk and its entry for the ledger service, or why it cannot go on.
+
+    ``landed``: done when the restore store has what must survive this generator; see ``RestoreTier.landed``.
+    """
 
     chunk: Chunk | None
     entry: Entry | None = None
     note: Note | None = None
     failure: LongtakeError | None = None
+    landed: "Future[bool] | None" = None
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ class Worker:
 
     # -- reels come and go
 
-    def open(self, session: str, order: Order) -> None:
+    def open(self, session: str, order: Order, owner: str = "") -> None:
         """Begin a take.
 
         Raises:
@@ -137,20 +143,19 @@ class Worker:
         if order.script is not None:
             director = Director(order.script, self.engine.backbone.geometry.seconds)
             name, prompt = order.script.name(0), director.opening.prompt
-        stream = self._with_room(lambda: Stream.open(self.engine, prompt, order.seed, name))
-        self.reels[session] = Reel(
-            session, self.codecs, stream, StreamDecoder(self.codecs), self._encoder(), director, order.subject
-        )
+        stream = self.with_room(lambda: Stream.open(self.engine, prompt, order.seed, name))
+        packed = pack_order(order, owner)
+        decoder, encoder = StreamDecoder(self.codecs), self.encoder()
+        self.reels[session] = Reel(session, self.codecs, stream, decoder, encoder, packed, director, order.subject)
 
     def fork(self, session: str, child: str, seed: int | None) -> None:
         """A second take with the same past; raises ``NoCapacity``."""
         self.settle()
         parent = self._reel(session)
-        stream = self._with_room(lambda: parent.on.fork(seed))
+        stream = self.with_room(lambda: parent.on.fork(seed))
         director = parent.director and replace(parent.director)  # each keeps its own place in the script
-        self.reels[child] = Reel(
-            child, self.codecs, stream, parent.decoder.fork(), self._encoder(), director, parent.subject
-        )
+        decoder, encoder = parent.decoder.fork(), self.encoder()
+        self.reels[child] = Reel(child, self.codecs, stream, decoder, encoder, parent.order, director, parent.subject)
         self.reels[child].pieces = parent.pieces
         self.reels[child].thumbnails = dict(parent.thumbnails)
 
@@ -173,7 +178,7 @@ class Worker:
         reel = self._reel(session)
         if reel.away is not None:
             data = self.vault.take(session)
-            stream = self._with_room(lambda: Stream.resume(self.engine, data))
+            stream = self.with_room(lambda: Stream.resume(self.engine, data))
             stream.session.manager.record(reel.away.recorder)
             reel.stream, reel.away = stream, None
             self.vault.drop(session)
@@ -185,6 +190,12 @@ class Worker:
             if reel.stream is not None:
                 reel.stream.close()
             self.vault.drop(session)
+
+    def give_away(self, session: str) -> None:
+        """Let go of a take that another generator has; its records and what is in the vault are not touched."""
+        reel = self.reels.pop(session, None)
+        if reel is not None and reel.stream is not None:
+            self.engine.let_go(reel.stream.session)
 
     def shut(self) -> None:
         """End every take, also one whose opening or closing nobody saw to its end."""
@@ -207,9 +218,9 @@ class Worker:
                 ready.append(reel)
             except FAILURES as error:
                 made[session] = Stepped(None, failure=_plainly(session, error))
-        for reel, stepped in zip(ready, self._chunks(ready), strict=True):
-            made[reel.id] = stepped
-        return made
+        chunks = self._chunks(ready)
+        landed = self.engine.tier.landed()
+        return made | {reel.id: replace(stepped, landed=landed) for reel, stepped in zip(ready, chunks, strict=True)}
 
     def _chunks(self, reels: Sequence[Reel]) -> list[Stepped]:
         try:
@@ -254,7 +265,8 @@ class Worker:
         if reel.away is not None:
             return reel.away.books
         manager = reel.on.session.manager
-        return Statement(session, self.terms, dump(manager), manager.recorder.noted)
+        noted = manager.recorder.noted
+        return Statement(session, self.terms, dump(manager), noted, reel.report(), reel.order)
 
     def direct(self, session: str, direction: Direction) -> int:
         """Carry out a direction; returns the chunk from which it holds. Raises what the stream raises."""
@@ -298,7 +310,8 @@ class Worker:
             raise UnknownSession(f"no session {session!r} in this generator")
         return self.reels[session]
 
-    def _with_room(self, make: Callable[[], Stream]) -> Stream:
+    def with_room(self, make: Callable[[], Stream]) -> Stream:
+        """A stream for which there must be a place; raises ``NoCapacity``."""
         try:
             return make()
         except PoolExhausted as error:
@@ -306,10 +319,11 @@ class Worker:
                 f"all {self.engine.config.sessions} places of this generator are taken: {error}"
             ) from error
 
-    def _encoder(self) -> Encoder:
+    def encoder(self, begin: tuple[int, int] = (0, 0)) -> Encoder:
+        """An encoder that begins after so many frames and samples."""
         height, width = self.codecs.frame_size
         codecs = self.codecs
-        return Encoder(width, height, codecs.fps, codecs.sample_rate, codecs.channels, self.encoding)
+        return Encoder(width, height, codecs.fps, codecs.sample_rate, codecs.channels, self.encoding, begin)
 
 
 def _plainly(session: str, error: Exception) -> LongtakeError:

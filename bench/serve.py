@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 
 from actors.generator import Generator
 from actors.metrics import Tally
+from actors.order import Order
 from actors.pace import Pace
-from actors.reel import Order
 from actors.vault import HostVault
 from actors.worker import Worker
 from bench.common import REPOSITORY, Options, Report, label, options, parser

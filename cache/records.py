@@ -27,14 +27,14 @@ def parse_tensor(plain: Plain) -> torch.Tensor:
 
 
 def plain_latents(latents: Latents) -> Plain:
-    """Clean latents of a chunk and the key of its prompt."""
-    return [plain_tensor(latents.video), plain_tensor(latents.audio), latents.prompt]
+    """Clean latents of a chunk, the key of its prompt, and its scene."""
+    return [plain_tensor(latents.video), plain_tensor(latents.audio), latents.prompt, latents.scene]
 
 
 def parse_latents(plain: Plain) -> Latents:
     """What ``plain_latents`` was given."""
-    video, audio, prompt = plain
-    return Latents(parse_tensor(video), parse_tensor(audio), prompt)
+    video, audio, prompt, scene = plain
+    return Latents(parse_tensor(video), parse_tensor(audio), prompt, scene)
 
 
 def plain_key_values(payload: KeyValues) -> Plain:

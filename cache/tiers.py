@@ -5,6 +5,7 @@ forks of a take share them by reference and their bytes are counted once.
 """
 
 from collections import OrderedDict
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -38,12 +39,13 @@ class Holdings(Protocol):
 class Latents:
     """The committed copy of one chunk: video [video tokens, channels] and audio [audio tokens, channels], clean.
 
-    ``prompt`` is the key of the prompt that the chunk is encoded under.
+    ``prompt`` is the key of the prompt that the chunk is encoded under, ``scene`` the name of the one that it shows.
     """
 
     video: torch.Tensor
     audio: torch.Tensor
     prompt: str
+    scene: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -114,6 +116,10 @@ class RestoreTier(Holdings, Protocol):
 
     def close(self, session: str) -> None:
         """Drop everything about ``session``."""
+        ...
+
+    def landed(self) -> "Future[bool]":
+        """Done when all that was given until now has been taken; whether nothing of it was lost on the way."""
         ...
 
 
@@ -200,6 +206,11 @@ class HostTier:
         for owner, chunk in list(self._records):
             if owner == session:
                 self.forget(owner, chunk)
+
+    def landed(self) -> "Future[bool]":
+        done: Future[bool] = Future()
+        done.set_result(True)
+        return done
 
     def chunks(self, session: str) -> list[int]:
         """Chunks of ``session`` with a record, in media order."""

@@ -1,7 +1,7 @@
 """From settings to the objects that do the work."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ def build_worker(settings: Settings, vault: Vault, tier: RestoreTier | None = No
 
     ``tier``: the restore store; by default one in this process.
     """
+    settings = replace(settings, engine=replace(settings.engine, durability=settings.service.durability))
     studio = _studio(settings, segmenter_here=False, tier=tier)
     return Worker(
         studio.engine, studio.codecs, vault, studio.keeper(), settings.service.encoding, settings.model.source

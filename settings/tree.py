@@ -15,6 +15,7 @@ from cache.keep_set import Budgets
 from cache.policies import ALL, Policy
 from errors import ConfigError, GeometryError
 from media.encoding import Encoding
+from streams.durability import Durability
 from streams.engine import EngineConfig
 
 RANDOM, TOY, TRAINED_FOR = "random", "toy", "longtake.json"
@@ -96,6 +97,9 @@ class ServiceSettings:
             service.
         vault_bytes: host memory of a restore store for streams that are put away.
         stuck_s: a step that takes longer is taken for stuck, and its generator replaced.
+        durability: what survives a generator's loss: ``none``; ``latents``, from which its sessions' memory is computed
+            anew; or ``kv``, keys and values too, and they go on bit for bit. (``engine.durability`` is for takes
+            without a service.)
     """
 
     gateways: int = 1
@@ -111,6 +115,7 @@ class ServiceSettings:
     host_bytes: int = 4 << 30
     vault_bytes: int = 4 << 30
     stuck_s: float = 120.0
+    durability: Durability = "latents"
     pace: Pace = field(default_factory=Pace)
     limits: Limits = field(default_factory=Limits)
     encoding: Encoding = field(default_factory=lambda: Encoding(audio="opus", key_seconds=2.0))

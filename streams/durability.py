@@ -5,8 +5,7 @@ the newest published latents, from which the media that a lost generator still o
 """
 
 from dataclasses import dataclass, replace
-from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -17,15 +16,10 @@ from cache.tiers import KeyValues, Latents, RestoreTier
 from kernels.ops import Ops
 from streams.session import Session
 
+# ``none``: a stream ends with its generator. ``latents``: its memory is computed anew. ``kv``: bit for bit.
+Durability = Literal["none", "latents", "kv"]
+UNBOOKED = 2  # commits at most of which the ledger service may not know yet
 PUBLISHED = 12  # newest chunks whose published latents are kept; our own choice: the lead, and what decoders look back
-
-
-class Durability(StrEnum):
-    """``none``: a stream ends with its generator. ``latents``: its memory is computed anew. ``kv``: bit for bit."""
-
-    NONE = "none"
-    LATENTS = "latents"
-    KV = "kv"
 
 
 def subject_shelf(stream: str) -> str:
@@ -52,22 +46,31 @@ class WriteThrough:
     ops: Ops
     tier: RestoreTier
 
-    def committed(self, session: Session, chunk: int, video: torch.Tensor, audio: torch.Tensor) -> None:
-        """A chunk was committed, and its plan carried out; ``video`` and ``audio`` are its published latents."""
-        if self.durability is Durability.NONE:
+    def committed(
+        self, session: Session, chunk: int, latents: Latents, video: torch.Tensor, audio: torch.Tensor
+    ) -> None:
+        """A chunk was committed, and its plan carried out; ``video`` and ``audio`` are as ``latents`` was published."""
+        if self.durability == "none":
             return
         shelf = published_shelf(session.id)
-        self.tier.keep_latents(shelf, chunk, Latents(video.cpu(), audio.cpu(), session.prompt.key))
+        self.tier.keep_latents(shelf, chunk, replace(latents, video=video.cpu(), audio=audio.cpu()))
         self.tier.forget(shelf, chunk - PUBLISHED)
         self.encoded(session, chunk, TYPES)
 
+    def forget(self, session: Session, chunks: tuple[int, ...]) -> None:
+        """Nobody can ask for these again, once the commit is booked; until then they are needed for a recovery."""
+        session.forgetting.append(chunks)
+        while len(session.forgetting) > (0 if self.durability == "none" else UNBOOKED):
+            for chunk in session.forgetting.popleft():
+                self.tier.forget(session.id, chunk)
+
     def encoded(self, session: Session, chunk: int, types: tuple[AttentionType, ...]) -> None:
         """Keys and values of a kept chunk were written anew; what the store had of it may have been forgotten."""
-        if self.durability is Durability.NONE:
+        if self.durability == "none":
             return
         if chunk in session.retained and not self.tier.holds(session.id, chunk).latents:
             self.tier.keep_latents(session.id, chunk, on_host(session.retained[chunk]))
-        if self.durability is Durability.LATENTS:
+        if self.durability == "latents":
             return
         for t in types:
             entry = session.manager.ledgers[t].entries.get(chunk)
@@ -78,7 +81,7 @@ class WriteThrough:
     def subject(self, session: Session, type: AttentionType) -> None:
         """The subject anchor was written anew."""
         found = session.manager.ledgers[type].subject
-        if self.durability is Durability.KV and found is not None:
+        if self.durability == "kv" and found is not None:
             payload = self.payload(session, type, None, 0, found.slot, Role.SUBJECT_ANCHOR)
             self.tier.offload(subject_shelf(session.id), 0, type, payload)
 

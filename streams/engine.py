@@ -46,7 +46,7 @@ class EngineConfig:
     first_schedule: Schedule | None = None
     sessions: int = 1
     host_bytes: int = 1 << 30
-    durability: Durability = Durability.NONE
+    durability: Durability = "none"
     impl: str = "torch"
 
     def __post_init__(self) -> None:
@@ -148,11 +148,15 @@ class Engine:
 
     def close(self, session: Session) -> None:
         """End a stream: its pages, records and latents are released."""
+        self.let_go(session)
+        for name in shelves(session.id):
+            self.tier.close(name)
+
+    def let_go(self, session: Session) -> None:
+        """Release a stream's pages; its records stay in the restore store, for another engine."""
         if session.failure is None:
             self.require(session)
         self.pool.close(session.lease)
-        for name in shelves(session.id):
-            self.tier.close(name)
         del self.sessions[session.id]
 
     def new_manager(self, plain: dict[str, object]) -> CacheManager:
@@ -245,7 +249,7 @@ class Engine:
             # The chunk is published and committed; if its plan fails, that stream says so at its next call.
             with suppress(StreamFailed):
                 self._carry_out(session, session.manager.commit(chunk.index, shares))
-                self.through.committed(session, chunk.index, chunk.video, chunk.audio)
+                self.through.committed(session, chunk.index, made[session.id][1], chunk.video, chunk.audio)
         return [made[session.id][0] for session in sessions]
 
     def _carry_out(self, session: Session, plan: Plan) -> None:
@@ -282,7 +286,8 @@ class Engine:
             copies = [
                 self._corrected(x[row], verdict.corrections.get(m.value)) for m, x in zip(Modality, clean, strict=True)
             ]
-            committed.append(Latents(copies[0], copies[1], session.prompt.key))
+            scene = session.manager.scenes.current_name
+            committed.append(Latents(copies[0], copies[1], session.prompt.key, scene))
         shares = batch.commit(committed, self.config.schedule.context_sigma, self.policy.wants_mass)
         return list(zip(chunks, committed, shares, strict=True))
 

@@ -53,8 +53,8 @@ class Executor:
             self.encode_subject(session)
         for encoding in plan.encode:
             self.encode_planned(session, encoding)
+        self.through.forget(session, plan.forget)
         for chunk in plan.forget:
-            self.tier.forget(session.id, chunk)
             session.retained.pop(chunk, None)
             session.prompt_of.pop(chunk, None)
 

@@ -52,7 +52,7 @@ def recover(engine: Engine, books: Plain, footing: Footing) -> Session:
 
 def published(engine: Engine, session: Session, count: int) -> list[Chunk]:
     """At most the ``count`` newest published chunks that the store still has, without a gap, in media order."""
-    seconds, scene = engine.backbone.geometry.seconds, session.manager.scenes.current_name
+    seconds = engine.backbone.geometry.seconds
     found: list[Chunk] = []
     for index in reversed(range(max(0, session.manager.next_chunk - count), session.manager.next_chunk)):
         try:
@@ -60,7 +60,7 @@ def published(engine: Engine, session: Session, count: int) -> list[Chunk]:
         except RecordLost:
             break
         drift = session.manager.books.drift_scores.get(index, 0.0)
-        found.insert(0, Chunk(index, scene, latents.video, latents.audio, index * seconds, seconds, drift))
+        found.insert(0, Chunk(index, latents.scene, latents.video, latents.audio, index * seconds, seconds, drift))
     return found
 
 

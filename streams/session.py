@@ -1,5 +1,6 @@
 """What belongs to one stream: its books, its pages, its prompts and the clean latents of the chunks it keeps."""
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -31,6 +32,7 @@ class Session:
         origins: unrounded source of every key that was ever moved, by type and chunk (``None``: the subject anchor);
             at most the memory of the keep-set, half of its bytes, never on the device.
         prompt_of: key of the prompt that each chunk is encoded under, for all that is kept or stored.
+        forgetting: by plan, chunks that the store is still to forget; of a few plans at most.
         failure: what kept a plan from being carried out; the stream is over but for its ``close``.
         subject_tokens: token indices of the subject anchor in its source chunk, by attention type.
     """
@@ -44,6 +46,7 @@ class Session:
     subject_tokens: dict[AttentionType, torch.Tensor] = field(default_factory=dict)
     origins: dict[tuple[AttentionType, int | None], Origin] = field(default_factory=dict)
     prompt_of: dict[int, str] = field(default_factory=dict)
+    forgetting: deque[tuple[int, ...]] = field(default_factory=deque)
     failure: Exception | None = None
 
     @property

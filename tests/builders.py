@@ -90,7 +90,7 @@ def engine(
     cache: CacheConfig | None = None,
     host_bytes: int = 1 << 28,
     tier: RestoreTier | None = None,
-    durability: Durability = Durability.NONE,
+    durability: Durability = "none",
 ) -> Engine:
     """An engine of small sizes; every part can be given."""
     config = EngineConfig(

@@ -11,8 +11,9 @@ import torch
 from actors.bookkeeping import OwnLedger
 from actors.generator import Generator
 from actors.live import State
+from actors.order import Order
 from actors.pace import Pace
-from actors.reel import Glimpse, Order, notable
+from actors.reel import Glimpse, notable
 from actors.worker import Direction
 from cache.decisions import DecisionLog
 from errors import BadMessage, NoCapacity, SceneExists, SessionOver, StreamError, UnknownScene, UnknownSession

@@ -9,8 +9,8 @@ import pytest
 from actors.bookkeeping import OwnLedger
 from actors.ledger_service import Entry, LedgerShard, Statement, Terms, Verdict, shard_of
 from actors.live import State
+from actors.order import Order
 from actors.pace import Pace
-from actors.reel import Order
 from actors.worker import Direction
 from cache.books import CacheConfig
 from cache.keep_set import Budgets, RoleBudget
@@ -19,7 +19,7 @@ from cache.policies import SceneMemory
 from cache.replica import digest
 from cache.state import dump
 from cache.tiers import HostTier
-from errors import FencedOff, IntegrityError, NoCapacity, ServiceError, UnknownSession
+from errors import FencedOff, IntegrityError, NoCapacity, ServiceError, SessionMoved, UnknownSession
 from models.segmenter import Finding
 from tests.builders import tiny_backbone
 from tests.service import generator, run, until
@@ -208,14 +208,19 @@ def test_a_session_that_another_generator_has_taken_over_shows_nothing_more() ->
             await take(made, "a", 2)
             await until(lambda: made.sessions["a"].next_chunk == 4)
             ledger.service.open(ledger.service.read("a")[1])
-            seen = []
-            async for message in made.watch("a", "", "me", 1, 9, False):
-                seen.append(message)
-                if message["type"] == "chunk":
-                    await made.acknowledge("a", "me", message["index"], 9)
-            assert [m["index"] for m in of(seen, "chunk")] == [2, 3]
-            assert seen[-1]["state"] == State.FAILED
-            assert "another generator has taken a over" in seen[-1]["reason"]
+            seen: list[int] = []
+
+            async def watch() -> None:
+                async for message in made.watch("a", "", "me", 1, 9, False):
+                    if message["type"] == "chunk":
+                        seen.append(message["index"])
+                        await made.acknowledge("a", "me", message["index"], 9)
+
+            with pytest.raises(SessionMoved, match="connect again"):
+                await watch()
+            assert seen == [2, 3]
+            assert "a" not in made.sessions
+            assert ledger.service.read("a")[0] == 2
 
     run(test)
 

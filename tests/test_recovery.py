@@ -55,30 +55,30 @@ def page_of(stream: Stream, type: AttentionType, chunk: int) -> torch.Tensor:
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_with_keys_and_values_a_recovered_stream_equals_one_that_was_never_lost(policy: type, positions: tuple) -> None:
     options = {"policy": policy(Budgets.uniform(SMALL_KEEP_SET)), "positions": PositionConfig(31, *positions)}
-    expected = go_on(lived(made(Durability.KV, **options)))
-    assert equal(go_on(taken_over(lived(made(Durability.KV, **options)), **options)), expected)
+    expected = go_on(lived(made("kv", **options)))
+    assert equal(go_on(taken_over(lived(made("kv", **options)), **options)), expected)
 
 
 def test_a_stream_can_be_lost_again_and_again() -> None:
-    expected = go_on(lived(made(Durability.KV)))
-    stream = lived(made(Durability.KV))
+    expected = go_on(lived(made("kv")))
+    stream = lived(made("kv"))
     for _ in range(3):
         stream = taken_over(stream)
     assert equal(go_on(stream), expected)
 
 
 def test_a_fork_and_a_resumed_stream_can_be_lost_too() -> None:
-    expected = go_on(lived(made(Durability.KV)))
-    assert equal(go_on(taken_over(lived(made(Durability.KV)).fork())), expected)
+    expected = go_on(lived(made("kv")))
+    assert equal(go_on(taken_over(lived(made("kv")).fork())), expected)
     tier = HostTier(1 << 30)
-    saved = lived(made(Durability.KV, tier)).pause()
-    assert equal(go_on(taken_over(Stream.resume(made(Durability.KV, tier), saved))), expected)
+    saved = lived(made("kv", tier)).pause()
+    assert equal(go_on(taken_over(Stream.resume(made("kv", tier), saved))), expected)
 
 
 def test_with_latents_the_memory_is_computed_anew_and_the_stream_goes_on_close_to_what_it_was() -> None:
-    expected = go_on(lived(made(Durability.LATENTS)))
-    stream = taken_over(lived(made(Durability.LATENTS)))
-    stranger = go_on(lived(made(Durability.LATENTS)).fork(seed=10))
+    expected = go_on(lived(made("latents")))
+    stream = taken_over(lived(made("latents")))
+    stranger = go_on(lived(made("latents")).fork(seed=10))
     found = go_on(stream)
     assert not equal(found, expected)
 
@@ -89,7 +89,7 @@ def test_with_latents_the_memory_is_computed_anew_and_the_stream_goes_on_close_t
 
 
 def test_the_old_records_are_the_recovered_streams_and_nothing_is_left_when_it_ends() -> None:
-    stream = lived(made(Durability.KV))
+    stream = lived(made("kv"))
     tier, old = stream.engine.tier, stream.session.id
     assert isinstance(tier, HostTier)
     found = taken_over(stream)
@@ -101,7 +101,7 @@ def test_the_old_records_are_the_recovered_streams_and_nothing_is_left_when_it_e
 
 
 def test_what_was_published_last_is_there_without_a_gap_and_bounded() -> None:
-    stream = Stream.open(made(Durability.LATENTS), "a ball", seed=9)
+    stream = Stream.open(made("latents"), "a ball", seed=9)
     chunks = stream.take(PUBLISHED + 5)
     found = taken_over(stream)
     again = published(found.engine, found.session, 8)
@@ -111,21 +111,21 @@ def test_what_was_published_last_is_there_without_a_gap_and_bounded() -> None:
 
 
 def test_what_was_written_after_the_newest_acknowledged_commit_is_not_believed() -> None:
-    stream = lived(made(Durability.KV))
+    stream = lived(made("kv"))
     books, footing = left(stream)
     mask = torch.zeros(stream.engine.backbone.geometry.video_tokens, dtype=torch.bool)
     mask[5:8] = True
     stream.harvest(stream.session.manager.next_chunk - 1, {Modality.VIDEO: mask}, score=0.9)
     stream.change_prompt("a square", "recache")
     tier = stream.engine.tier
-    other = made(Durability.KV, tier)  # type: ignore[arg-type]
+    other = made("kv", tier)  # type: ignore[arg-type]
     found = Stream(other, recover(other, books, footing))
     other.check_integrity()
     subject = found.session.manager.ledgers[TYPES[0]].subject
     assert subject is not None
     assert subject.score == 0.5
     assert "a square" not in {p.text for p in found.session.prompts.values()}
-    expected = taken_over(lived(made(Durability.LATENTS)))  # everything from latents, under the old prompt
+    expected = taken_over(lived(made("latents")))  # everything from latents, under the old prompt
     for t in TYPES:
         for chunk, entry in found.session.manager.ledgers[t].entries.items():
             pages = [
@@ -141,7 +141,7 @@ def test_what_was_written_after_the_newest_acknowledged_commit_is_not_believed()
 @settings(max_examples=12)
 @given(st.data())
 def test_whatever_the_store_lost_the_stream_goes_on_whole(data: st.DataObject) -> None:
-    stream = lived(made(data.draw(st.sampled_from([Durability.KV, Durability.LATENTS]))))
+    stream = lived(made(data.draw(st.sampled_from(["kv", "latents"]))))
     tier = stream.engine.tier
     assert isinstance(tier, HostTier)
     for name in shelves(stream.session.id):
@@ -163,15 +163,15 @@ def test_whatever_the_store_lost_the_stream_goes_on_whole(data: st.DataObject) -
 
 
 def test_no_room_or_another_model_costs_nothing() -> None:
-    stream = lived(made(Durability.KV))
+    stream = lived(made("kv"))
     tier = stream.engine.tier
     assert isinstance(tier, HostTier)
-    full = made(Durability.KV, tier, sessions=1)
+    full = made("kv", tier, sessions=1)
     Stream.open(full, "a ball")
     with pytest.raises(PoolExhausted):
         recover(full, *left(stream))
     books, footing = left(stream)
     wrong = Footing(footing.stream, footing.seed, {"k": " "}, footing.prompt_of, footing.subject_tokens)
     with pytest.raises(Exception, match="prompt"):
-        recover(made(Durability.KV, tier), books, wrong)
-    assert equal(go_on(taken_over(stream)), go_on(lived(made(Durability.KV))))
+        recover(made("kv", tier), books, wrong)
+    assert equal(go_on(taken_over(stream)), go_on(lived(made("kv"))))

@@ -1,0 +1,82 @@
+"""A session that another generator lost or gave away: its stream recovered, and its media made again from where its
+viewers may still wait for them. For the compute thread.
+"""
+
+from collections.abc import Sequence
+from math import ceil
+
+from actors.continuity import Continuity
+from actors.ledger_service import Statement
+from actors.order import parse_order
+from actors.reel import Note, Reel
+from actors.worker import Stepped, Worker
+from errors import RecordLost
+from models.decoders import Codecs, StreamDecoder
+from streams.director import Director
+from streams.durability import PUBLISHED
+from streams.engine import Chunk
+from streams.recovery import published, recover
+from streams.stream import Stream
+
+
+def take_over(worker: Worker, session: str, statement: Statement) -> tuple[str, list[Stepped]]:
+    """Go on with a session; returns its owner, and its newest chunks, to be shown once more.
+
+    A stream that was put away comes from the vault. Any other is recovered from the restore store.
+
+    Raises:
+        NoCapacity: the pool is full; nothing was changed.
+        SnapshotError, LongtakeError: what is left of it cannot be used here; nothing was changed.
+    """
+    order, owner = parse_order(statement.order)
+    report = Continuity.parse(statement.aside)
+    stream = worker.with_room(lambda: _stream(worker, session, statement, report))
+    seconds = worker.engine.backbone.geometry.seconds
+    director = None if order.script is None else Director(order.script, seconds, report.shot)
+    chunks = published(worker.engine, stream.session, PUBLISHED)
+    decoder, begin, shown = primed(worker.codecs, chunks, stream.session.manager.next_chunk)
+    reel = Reel(
+        session, worker.codecs, stream, decoder, worker.encoder(begin), statement.order, director, report.subject
+    )
+    reel.pieces = stream.session.manager.next_chunk
+    worker.reels[session] = reel
+    last = reel.pieces == reel.ends_at
+    notes = [Note(True, "", last and chunk is shown[-1], {}, key=True) for chunk in shown]
+    return owner, [Stepped(chunk, note=note) for chunk, note in zip(shown, notes, strict=True)]
+
+
+def _stream(worker: Worker, session: str, statement: Statement, report: Continuity) -> Stream:
+    try:
+        saved = worker.vault.take(session)
+    except RecordLost:
+        return Stream(worker.engine, recover(worker.engine, statement.state, report.footing))
+    stream = Stream.resume(worker.engine, saved)
+    if stream.session.manager.recorder.noted < statement.number:  # an old one, of a stream that was brought back
+        stream.close()
+        return Stream(worker.engine, recover(worker.engine, statement.state, report.footing))
+    worker.vault.drop(session)
+    return stream
+
+
+def primed(
+    codecs: Codecs, chunks: Sequence[Chunk], next_chunk: int
+) -> tuple[StreamDecoder, tuple[int, int], Sequence[Chunk]]:
+    """A decoder that has seen as many of ``chunks`` as it must before what it gives is right.
+
+    Returns it, how many frames and samples of the stream came before, and the chunks that are left to be shown.
+    """
+    decoder = StreamDecoder(codecs)
+    if not chunks:
+        time = next_chunk * codecs.geometry.seconds
+        return decoder, (round(time * codecs.fps), round(time * codecs.sample_rate)), chunks
+    first = chunks[0]
+    steps = [latents.shape[1] for latents in codecs.unpack(first.video, first.audio)]
+    both = (codecs.frames, codecs.sound)
+    looks = max(ceil((codec.past + codec.ahead) / n) for codec, n in zip(both, steps, strict=True))
+    looks = 0 if first.index == 0 else min(looks, len(chunks))
+    # A decoding from the midst lacks as much of its first step as the stream did of its own.
+    frames, samples = (first.index * n * codec.ratio for codec, n in zip(both, steps, strict=True))
+    for chunk in chunks[:looks]:
+        media = decoder.push(chunk.video, chunk.audio)
+        frames, samples = frames + len(media.frames), samples + len(media.samples)
+    return decoder, (frames, samples), chunks[looks:]
