@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 import torch
 from fastapi import FastAPI
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError
 
+from actors.backend import ServeBackend
 from actors.gateway import gateway
 from actors.generator import Generator
 from actors.limits import Limits
@@ -24,7 +26,7 @@ from actors.order import Order
 from actors.pace import Pace
 from actors.ray_meter import RayMeter
 from actors.reel import Glimpse
-from actors.remote import Around, Handle, RemoteLedger, RemoteVault, directory, restore_store, store_calls, told_plainly
+from actors.remote import Around, Handle, RemoteLedger, RemoteVault, directory, restore_store, store_calls
 from actors.remote_tier import RemoteTier
 from actors.telemetry import Carrier, Telemetry, begin, carrier, span
 from actors.worker import FAILURES, Vault, Worker
@@ -99,6 +101,18 @@ class GeneratorReplica:
         with span("create", carried, session=session):
             return await self.generator.create(session, order, owner)
 
+    async def take_over(self, carried: Carrier, session: str) -> dict[str, Any]:
+        """See ``Generator.take_over``."""
+        with span("take over", carried, session=session):
+            found = await self.generator.take_over(session)
+        await self._report()
+        return found
+
+    async def hand_over(self, session: str) -> None:
+        """See ``Generator.hand_over``."""
+        await self.generator.hand_over(session)
+        await self.directory.desert.remote(session)
+
     async def ask(self, carried: Carrier, session: str, owner: str, call: str, *arguments: Any) -> Any:
         """See ``Generator.ask``; ``carried``: the caller's span."""
         with span(call, carried, session=session):
@@ -140,7 +154,8 @@ class GeneratorReplica:
         ]
 
     async def _report(self) -> None:
-        await self.directory.report.remote(self.name, self.generator.capacity, self._held())
+        actor = ray.get_runtime_context().get_actor_name()
+        await self.directory.report.remote(self.name, self.generator.capacity, self._held(), actor or "")
 
 
 async def every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
@@ -151,67 +166,6 @@ async def every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         except FAILURES as error:  # the directory is being made anew, or too much waits for the compute thread
             LOG.warning("a beat was left out", extra={"reason": repr(error)})
         await asyncio.sleep(seconds)
-
-
-class ServeBackend:
-    """The generators behind a gateway, by way of the directory and the session router."""
-
-    def __init__(self, deployment: str) -> None:
-        self._deployment = deployment
-        self._handle: Handle = None
-        self._directory: Handle = None
-
-    @property
-    def handle(self) -> Handle:
-        """The generators' handle, in the application that the gateway is of."""
-        if self._handle is None:
-            self._handle = serve.get_deployment_handle(self._deployment)
-        return self._handle
-
-    @property
-    def directory(self) -> Handle:
-        """The session directory."""
-        if self._directory is None:
-            self._directory = directory()
-        return self._directory
-
-    async def create(self, session: str, order: Order, owner: str) -> dict[str, Any]:
-        """Place a session and begin it."""
-        with told_plainly():
-            await self.directory.place.remote(session)
-            try:
-                found: dict[str, Any] = await self._of(session).create.remote(carrier(), session, order, owner)
-            except BaseException:
-                self.directory.release.remote(session)
-                raise
-            return found
-
-    async def ask(self, session: str, owner: str, call: str, *arguments: Any) -> Any:
-        """Ask the generator that has ``session``."""
-        with told_plainly():
-            return await self._of(session).ask.remote(carrier(), session, owner, call, *arguments)
-
-    async def watch(
-        self, session: str, owner: str, viewer: str, after: int | None, credits: int, from_key: bool
-    ) -> AsyncIterator[dict[str, Any]]:
-        """Messages for a viewer; closing the iterator detaches it."""
-        messages = self._of(session).options(stream=True).watch.remote(session, owner, viewer, after, credits, from_key)
-        try:
-            with told_plainly():
-                async for message in messages:
-                    yield message
-        finally:
-            messages.cancel()
-            self._of(session).leave.remote(session, viewer)
-
-    async def listing(self, owner: str) -> list[dict[str, Any]]:
-        """All sessions of an owner."""
-        with told_plainly():
-            found: list[dict[str, Any]] = await self.directory.listing.remote(owner)
-            return found
-
-    def _of(self, session: str) -> Handle:
-        return self.handle.options(session_id=session)
 
 
 def gateway_builder(deployment: str, limits: Limits, pages: Path, telemetry: Telemetry) -> Callable[[], FastAPI]:

@@ -26,6 +26,7 @@ from errors import LongtakeError, ServiceError
 
 NAMESPACE = "longtake"
 GAUGES_S, VAULT_S = 5.0, 20.0
+REPLICAS = "serve"  # the namespace of Serve's own actors
 DIRECTORY, STORE, LEDGER = "session-directory", "restore-store", "ledger"
 
 
@@ -44,9 +45,24 @@ def shared(name: str, kind: type, *arguments: Any, **options: Any) -> Handle:
     return named.remote(*arguments)
 
 
+class DirectoryActor(SessionDirectory):
+    """A session directory that does not wait for the silence of a generator which Ray knows to be dead."""
+
+    def find(self, session: str) -> str | None:
+        """See ``SessionDirectory.find``."""
+        home = self.home.get(session)
+        member = self.members.get(home or "")
+        if home is not None and member is not None and member.actor:
+            try:
+                ray.get_actor(member.actor, REPLICAS)
+            except ValueError:
+                self.bury(home)
+        return super().find(session)
+
+
 def directory() -> Handle:
     """The cluster's session directory."""
-    return shared(DIRECTORY, SessionDirectory)
+    return shared(DIRECTORY, DirectoryActor)
 
 
 @dataclass(frozen=True)

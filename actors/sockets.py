@@ -13,11 +13,12 @@ from actors.asking import Backend, bearer, directed, problem, status_of
 from actors.limits import Bucket, Limits
 from actors.metrics import Meter
 from actors.requests import CONTROL, Acknowledgement, parsed
-from errors import BadMessage, LongtakeError
+from errors import BadMessage, LongtakeError, SessionMoved
 from wire import pack_message, unpack_message
 
 PROTOCOL_NAME = "longtake.v1"
-ENDED, SHOWN_OUT = 1000, {400: 4400, 401: 4401, 404: 4404, 409: 4409, 422: 4422, 429: 4429, 503: 4503}
+ENDED, COME_AGAIN = 1000, 1012
+SHOWN_OUT = {400: 4400, 401: 4401, 404: 4404, 409: 4409, 422: 4422, 429: 4429, 503: 4503}
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ def watching(backend: Backend, limits: Limits, meter: Meter) -> Any:
                 raise BadMessage(f"after is {after} and credits {credits}; expected a chunk's index and 0 or more")
             door = Door(socket, backend, limits, session, owner, secrets.token_hex(8))
             await _close(socket, ENDED, await _serve(door, after, credits, fresh))
+        except SessionMoved as error:  # the viewer connects again, and is asked nothing
+            await _close(socket, COME_AGAIN, str(error))
         except LongtakeError as error:
             with suppress(RuntimeError, WebSocketDisconnect):
                 await socket.send_bytes(pack_message({"type": "problem", **_untyped(problem(error))}))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from actors.directory import SessionDirectory
 from actors.vault import HostVault
-from errors import NoCapacity, RecordLost
+from errors import NoCapacity, RecordLost, UnknownSession
 
 
 def held(*sessions: str, on: bool = True, owner: str = "") -> list[dict[str, Any]]:
@@ -104,3 +104,60 @@ def test_the_vault_never_holds_more_than_its_bytes_and_loses_nothing_silently(st
         else:
             with pytest.raises(RecordLost):
                 vault.take(name)
+
+
+def test_the_sessions_of_a_generator_that_has_gone_are_orphans_until_somebody_asks_for_them() -> None:
+    now = [0.0]
+    directory = SessionDirectory(silence_s=5.0, clock=lambda: now[0])
+    directory.report("a", 2, held("one", owner="me"))
+    directory.report("b", 2, [])
+    assert directory.rescue("one") == ("a", False)
+    directory.bury("a")
+    assert directory.find("one") is None
+    assert directory.listing("me")[0]["state"] == "paused"
+    assert directory.listing("you") == []
+    assert directory.rescue("one") == ("b", True)
+    assert directory.rescue("one") == ("b", True)
+    directory.report("b", 2, held("one", owner="me"))
+    assert directory.rescue("one") == ("b", False)
+    assert directory.listing("me")[0]["state"] == "running"
+    with pytest.raises(UnknownSession):
+        directory.rescue("nobody")
+
+
+def test_a_generator_that_was_only_slow_does_not_get_its_sessions_back() -> None:
+    directory = SessionDirectory(clock=lambda: 0.0)
+    directory.report("slow", 2, held("one", "two"))
+    directory.report("b", 1, [])
+    directory.bury("slow")
+    assert directory.rescue("one") == ("b", True)
+    directory.report("b", 1, held("one"))
+    directory.report("slow", 2, held("one", "two"))
+    assert directory.find("one") == "b"
+    assert directory.find("two") == "slow"
+    assert directory.places() == {"b": {"capacity": 1, "taken": 1}, "slow": {"capacity": 2, "taken": 1}}
+
+
+def test_an_orphan_that_cannot_be_taken_over_now_stays_one_and_one_that_is_over_does_not() -> None:
+    now = [0.0]
+    directory = SessionDirectory(silence_s=1e9, clock=lambda: now[0])
+    directory.report("a", 2, [*held("one", "two"), {"session": "done", "owner": "", "on": True, "state": "finished"}])
+    directory.report("b", 1, [])
+    directory.bury("a")
+    assert set(directory.orphans) == {"one", "two"}
+    assert directory.rescue("one") == ("b", True)
+    with pytest.raises(NoCapacity):
+        directory.rescue("two")
+    directory.unplace("one")
+    assert directory.rescue("two") == ("b", True)
+    directory.release("two")
+    with pytest.raises(UnknownSession):
+        directory.rescue("two")
+    assert directory.rescue("one") == ("b", True)
+    directory.report("b", 1, held("one"))
+    directory.desert("one")
+    assert directory.rescue("one") == ("b", True)
+    directory.desert("one")  # promised only: there is nothing to give away
+    now[0] = 2 * 86_400.0
+    directory.report("b", 1, [])
+    assert not directory.orphans

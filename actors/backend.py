@@ -1,0 +1,137 @@
+"""The generators behind a gateway, in the cluster: by way of the directory, the session router, and a rescue."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayActorError
+
+from actors.order import Order
+from actors.remote import Handle, directory, told_plainly
+from actors.telemetry import carrier
+from errors import LongtakeError, NoCapacity, ServiceError, SessionMoved, UnknownSession
+
+RESCUE_S, PAUSE_S = 60.0, 0.25  # how long a session whose generator has gone is looked for, and how often
+LOG = logging.getLogger("longtake.gateway")
+
+
+@contextmanager
+def found_again() -> Iterator[None]:
+    """As ``told_plainly``; a generator that has gone is a ``SessionMoved``."""
+    with told_plainly():
+        try:
+            yield
+        except RayActorError as error:
+            raise SessionMoved("the generator has gone; connect again") from error
+
+
+class ServeBackend:
+    """The generators behind a gateway, by way of the directory and the session router."""
+
+    def __init__(self, deployment: str) -> None:
+        self._deployment = deployment
+        self._handle: Handle = None
+        self._directory: Handle = None
+
+    @property
+    def handle(self) -> Handle:
+        """The generators' handle, in the application that the gateway is of."""
+        if self._handle is None:
+            self._handle = serve.get_deployment_handle(self._deployment)
+        return self._handle
+
+    @property
+    def directory(self) -> Handle:
+        """The session directory."""
+        if self._directory is None:
+            self._directory = directory()
+        return self._directory
+
+    async def create(self, session: str, order: Order, owner: str) -> dict[str, Any]:
+        """Place a session and begin it."""
+        with told_plainly():
+            await self.directory.place.remote(session)
+            try:
+                found: dict[str, Any] = await self._of(session).create.remote(carrier(), session, order, owner)
+            except BaseException:
+                self.directory.release.remote(session)
+                raise
+            return found
+
+    async def ask(self, session: str, owner: str, call: str, *arguments: Any) -> Any:
+        """Ask the generator that has ``session``, or goes on with it now."""
+        until = time.monotonic() + RESCUE_S
+        while True:
+            try:
+                with found_again():
+                    return await self._of(session).ask.remote(carrier(), session, owner, call, *arguments)
+            except (SessionMoved, UnknownSession) as error:
+                await self._rescue(session, error, until)
+
+    async def watch(
+        self, session: str, owner: str, viewer: str, after: int | None, credits: int, from_key: bool
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Messages for a viewer; closing the iterator detaches it.
+
+        Raises ``SessionMoved`` if the generator is lost after the first message: where the viewer is then, only it
+        knows, and says when it connects again.
+        """
+        until = time.monotonic() + RESCUE_S
+        while True:
+            of, begun = self._of(session), False
+            messages = of.options(stream=True).watch.remote(session, owner, viewer, after, credits, from_key)
+            try:
+                with found_again():
+                    async for message in messages:
+                        begun = True
+                        yield message
+                return
+            except (SessionMoved, UnknownSession) as error:
+                if begun:
+                    raise
+                missing = error
+            finally:
+                messages.cancel()
+                if begun:
+                    of.leave.remote(session, viewer)
+            await self._rescue(session, missing, until)
+
+    async def _rescue(self, session: str, error: LongtakeError, until: float) -> None:
+        """Have a session that was not found taken over, or wait for whoever does; raises if it is not to be had."""
+        try:
+            with told_plainly():
+                _, promised = await self.directory.rescue.remote(session)
+                if promised:
+                    await self._taken_over(session)
+                elif isinstance(error, UnknownSession):
+                    raise error
+        except UnknownSession:
+            raise
+        except (NoCapacity, ServiceError):  # a generator may be starting, or has gone too
+            if time.monotonic() + PAUSE_S > until:
+                raise
+        await asyncio.sleep(PAUSE_S)
+
+    async def _taken_over(self, session: str) -> None:
+        try:
+            with told_plainly():
+                await self._of(session).take_over.remote(carrier(), session)
+        except LongtakeError as error:
+            lost = isinstance(error, UnknownSession) or not isinstance(error, ServiceError)
+            done = self.directory.release if lost else self.directory.unplace
+            await done.remote(session)
+            raise
+        LOG.info("session taken over", extra={"session": session})
+
+    async def listing(self, owner: str) -> list[dict[str, Any]]:
+        """All sessions of an owner."""
+        with told_plainly():
+            found: list[dict[str, Any]] = await self.directory.listing.remote(owner)
+            return found
+
+    def _of(self, session: str) -> Handle:
+        return self.handle.options(session_id=session)
