@@ -16,6 +16,7 @@ from actors.telemetry import carrier
 from errors import LongtakeError, NoCapacity, ServiceError, SessionMoved, UnknownSession
 
 RESCUE_S, PAUSE_S = 60.0, 0.25  # how long a session whose generator has gone is looked for, and how often
+OF_VIEWERS = {"acknowledge"}
 LOG = logging.getLogger("longtake.gateway")
 
 
@@ -70,6 +71,8 @@ class ServeBackend:
                 with found_again():
                     return await self._of(session).ask.remote(carrier(), session, owner, call, *arguments)
             except (SessionMoved, UnknownSession) as error:
+                if call in OF_VIEWERS:
+                    raise  # who watches is told by the watch
                 await self._rescue(session, error, until)
 
     async def watch(

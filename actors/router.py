@@ -1,11 +1,15 @@
 """Requests go to the generator that has the session, on Serve's public request-router API."""
 
+import asyncio
+import logging
 from collections import OrderedDict
 from typing import Any
 
 import ray
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
+FIND_S = 1.0  # how long the directory is waited for before it is asked again
+LOG = logging.getLogger("longtake.gateway")
 KNOWN = 4096  # sessions whose generator is remembered
 
 
@@ -33,8 +37,14 @@ class SessionRouter(RequestRouter):
             return [candidate_replicas]
         by_name = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
         home = self._known.get(session)
+        assert pending_request is not None
+        pending_request.routing_context.should_backoff = True  # if none is found, or the directory says nothing
         if home not in by_name:
-            home = await self._find(session)
+            try:
+                home = await self._find(session)
+            except TimeoutError:
+                LOG.warning("the session directory does not answer", extra={"session": session})
+                return []
         if home is None:
             return [candidate_replicas]
         if home not in by_name:
@@ -49,5 +59,6 @@ class SessionRouter(RequestRouter):
         self._known.pop(session, None)
         if self._directory is None:
             self._directory = ray.get_actor(self._name, self._namespace)
-        found: str | None = await self._directory.find.remote(session)
-        return found
+        async with asyncio.timeout(FIND_S):
+            found: str | None = await self._directory.find.remote(session)
+            return found

@@ -106,7 +106,7 @@ async def _serve(door: Door, after: int | None, credits: int, fresh: bool) -> st
     tasks = [asyncio.create_task(send()), asyncio.create_task(receive())]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if tasks[1] not in done:
+        if tasks[1] not in done and tasks[0].exception() is None:
             async with answering:  # a take that is stopped over this socket ends before the receipt is sent
                 pass
         return next(iter(done)).result()
