@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from ray import serve
@@ -28,6 +29,14 @@ def found_again() -> Iterator[None]:
             yield
         except RayActorError as error:
             raise SessionMoved("the generator has gone; connect again") from error
+
+
+@dataclass
+class Search:
+    """For a session whose generator has gone: how long, and the generators that said that they do not know it."""
+
+    until: float
+    asked: set[str] = field(default_factory=set)
 
 
 class ServeBackend:
@@ -65,15 +74,15 @@ class ServeBackend:
 
     async def ask(self, session: str, owner: str, call: str, *arguments: Any) -> Any:
         """Ask the generator that has ``session``, or goes on with it now."""
-        until = time.monotonic() + RESCUE_S
+        search = Search(time.monotonic() + RESCUE_S)
         while True:
             try:
                 with found_again():
                     return await self._of(session).ask.remote(carrier(), session, owner, call, *arguments)
             except (SessionMoved, UnknownSession) as error:
-                if call in OF_VIEWERS:
-                    raise  # who watches is told by the watch
-                await self._rescue(session, error, until)
+                if call in OF_VIEWERS:  # who watches connects again, and the watch has the session looked for
+                    raise SessionMoved(str(error)) from error
+                await self._rescue(session, error, search)
 
     async def watch(
         self, session: str, owner: str, viewer: str, after: int | None, credits: int, from_key: bool
@@ -83,7 +92,7 @@ class ServeBackend:
         Raises ``SessionMoved`` if the generator is lost after the first message: where the viewer is then, only it
         knows, and says when it connects again.
         """
-        until = time.monotonic() + RESCUE_S
+        search = Search(time.monotonic() + RESCUE_S)
         while True:
             of, begun = self._of(session), False
             messages = of.options(stream=True).watch.remote(session, owner, viewer, after, credits, from_key)
@@ -101,21 +110,23 @@ class ServeBackend:
                 messages.cancel()
                 if begun:
                     of.leave.remote(session, viewer)
-            await self._rescue(session, missing, until)
+            await self._rescue(session, missing, search)
 
-    async def _rescue(self, session: str, error: LongtakeError, until: float) -> None:
+    async def _rescue(self, session: str, error: LongtakeError, search: "Search") -> None:
         """Have a session that was not found taken over, or wait for whoever does; raises if it is not to be had."""
         try:
             with told_plainly():
-                _, promised = await self.directory.rescue.remote(session)
+                home, promised = await self.directory.rescue.remote(session)
                 if promised:
                     await self._taken_over(session)
                 elif isinstance(error, UnknownSession):
-                    raise error
+                    if home in search.asked:
+                        raise error
+                    search.asked.add(home)  # it may have taken the session over since
         except UnknownSession:
             raise
         except (NoCapacity, ServiceError):  # a generator may be starting, or has gone too
-            if time.monotonic() + PAUSE_S > until:
+            if time.monotonic() + PAUSE_S > search.until:
                 raise
         await asyncio.sleep(PAUSE_S)
 

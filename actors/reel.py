@@ -111,6 +111,7 @@ class Reel:
     drift: deque[tuple[int, float, int]] = field(default_factory=lambda: deque(maxlen=HISTORY))
     thumbnails: dict[str, bytes] = field(default_factory=dict)
     away: Away | None = None
+    rejoined: bool = False  # the next chunk may follow on one that another encoder made
 
     @property
     def on(self) -> Stream:
@@ -165,7 +166,8 @@ class Reel:
             self.thumbnails.pop(name)
         # The first chunk of a scene may still show the one before where a decoder holds back; the second does not.
         picture = chunk.index > manager.scenes.current.entered_at
-        return Note(picture, self.description if due else "", self.pieces == self.ends_at, self._decided())
+        key, self.rejoined = self.rejoined, False
+        return Note(picture, self.description if due else "", self.pieces == self.ends_at, self._decided(), key)
 
     def show(self, chunk: Chunk, note: Note) -> tuple[Piece, torch.Tensor]:
         """Decode and encode one published chunk."""

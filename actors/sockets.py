@@ -82,12 +82,13 @@ def count_of(meter: Meter) -> Callable[[int], None]:
 async def _serve(door: Door, after: int | None, credits: int, fresh: bool) -> str:
     """Send and receive until either side is done; returns why the take ended."""
     messages = door.backend.watch(door.session, door.owner, door.viewer, after, credits, fresh)
-    answering = asyncio.Lock()
+    answering, greeted = asyncio.Lock(), asyncio.Event()
 
     async def send() -> str:
         reason = ""
         async for message in messages:
             await door.say(message)
+            greeted.set()
             if message["type"] == "end":
                 reason = str(message["reason"])
         return reason
@@ -99,8 +100,11 @@ async def _serve(door: Door, after: int | None, credits: int, fresh: bool) -> st
             if data is None:
                 raise BadMessage("a text message; expected binary ones, msgpack as in docs/protocol.md")
             bucket.take("messages")
+            message = unpack_message(data)
+            if message["type"] == "ack" and not greeted.is_set():
+                continue  # of what came over an earlier socket; the session may still be on its way here
             async with answering:
-                await _answer(door, unpack_message(data))
+                await _answer(door, message)
         return "the viewer has left"
 
     tasks = [asyncio.create_task(send()), asyncio.create_task(receive())]

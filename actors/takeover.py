@@ -38,7 +38,7 @@ def take_over(worker: Worker, session: str, statement: Statement) -> tuple[str, 
     reel = Reel(
         session, worker.codecs, stream, decoder, worker.encoder(begin), statement.order, director, report.subject
     )
-    reel.pieces = stream.session.manager.next_chunk
+    reel.pieces, reel.rejoined = stream.session.manager.next_chunk, True
     worker.reels[session] = reel
     last = reel.pieces == reel.ends_at
     notes = [Note(True, "", last and chunk is shown[-1], {}, key=True) for chunk in shown]

@@ -21,6 +21,7 @@ from media.reading import read  # noqa: E402
 from serve_app import NAME, application  # noqa: E402
 from settings import load  # noqa: E402
 from tests.service import QUICK  # noqa: E402
+from tests.test_web import eventually, page_of  # noqa: E402
 
 PORT = 8123
 BALL, RING = "a red ball bouncing in a blue room", "a black ring bouncing in a yellow room"
@@ -113,6 +114,29 @@ def test_a_viewer_whose_generator_is_killed_misses_no_chunk_and_others_notice_no
                 await client.stop(name)
             with pytest.raises(UnknownSession):
                 await client.inspect(names[0])
+
+    asyncio.run(test())
+
+
+def test_a_player_in_a_browser_goes_on_after_its_generator_was_killed(service: str) -> None:
+    async def test() -> None:
+        async with Client(service) as client:
+            session = (await client.create(BALL))["session"]
+            async with page_of(f"{service}/?session={session}") as (page, _):
+                await eventually(page, "document.getElementById('video').currentTime > 2")
+                home = ray.get(ray.get_actor(DIRECTORY, NAMESPACE).find.remote(session))
+                kill(home)
+                await eventually(page, "document.getElementById('log').textContent.includes('trying again')", 60)
+                at = await page.evaluate("document.getElementById('video').currentTime")
+                await eventually(page, f"document.getElementById('video').currentTime > {at} + 4", 60)
+                await page.fill("#next", RING)
+                await page.click("text=Cut to it")
+                await eventually(page, "document.querySelectorAll('#scenes img[src]').length === 2", 60)
+                assert await page.evaluate("document.getElementById('video').error") is None
+                assert ray.get(ray.get_actor(DIRECTORY, NAMESPACE).find.remote(session)) not in (None, home)
+                if shots := os.environ.get("LONGTAKE_TEST_SHOTS"):
+                    await page.screenshot(path=f"{shots}/after-kill.png")
+            await client.stop(session)
 
     asyncio.run(test())
 

@@ -127,6 +127,29 @@ def test_what_a_viewer_had_not_acknowledged_is_shown_once_more_as_it_was(durabil
     run(test)
 
 
+def test_whoever_had_every_chunk_that_was_published_goes_on_with_a_key_frame() -> None:
+    async def test() -> None:
+        async with house("latents") as shared:
+            first, second = shared.generator(Pace(lead=2)), shared.generator(Pace(lead=2))
+            await first.create("a", BALL)
+            seen = await take(first, "a", 4)
+            await until(lambda: first.sessions["a"].next_chunk == 6 and not first.sessions["a"].in_flight)
+            seen += await take(first, "a", 2, after=3)
+            await until(lambda: not first.sessions["a"].due and not first.sessions["a"].in_flight)
+            newest = first.sessions["a"].next_chunk - 1
+            seen += await take(first, "a", newest - 5, after=5)
+            await die(first)
+            await second.take_over("a")
+            seen += await take(second, "a", 3, after=newest)
+            chunks = of(seen, "chunk")
+            assert [m["index"] for m in chunks] == list(range(newest + 4))
+            assert chunks[newest + 1]["key"]
+            film = read(io.BytesIO(of(seen, "init")[0]["data"] + b"".join(m["data"] for m in chunks)))
+            assert len(film.frames) == 8 * (newest + 4)
+
+    run(test)
+
+
 def test_a_script_goes_on_where_it_was_and_ends() -> None:
     script = Script((Shot(2.6, "lab", BALL.prompt), Shot(2.6, "attic", "a blue ring"), Shot(1.3, return_to="lab")))
 

@@ -39,16 +39,23 @@ STARTED = "[...document.querySelectorAll('#log li')].filter(l => l.textContent.s
 @asynccontextmanager
 async def browser() -> AsyncIterator[tuple[Page, Any, str, list[str]]]:
     """A page of a served player, the generator behind it, its address, and whatever went wrong in the page."""
+    async with served() as (made, _, url), page_of(url) as (page, wrong):
+        yield page, made, url, wrong
+
+
+@asynccontextmanager
+async def page_of(url: str) -> AsyncIterator[tuple[Page, list[str]]]:
+    """A page in Chromium, and whatever went wrong in it."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     assert chromium, "no chromium on the path; scripts/test.sh installs it, or: apt-get install chromium"
     wrong: list[str] = []
-    async with served() as (made, _, url), async_playwright() as playwright:
+    async with async_playwright() as playwright:
         opened = await playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
         page = await opened.new_page()
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("console", lambda line: wrong.append(line.text) if line.type == "error" else None)
         await page.goto(url)
-        yield page, made, url, wrong
+        yield page, wrong
         await opened.close()
 
 
