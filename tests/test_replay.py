@@ -149,6 +149,6 @@ def test_the_replay_notices_a_chunk_that_is_read_one_slot_off() -> None:
     session = checked.stream.session
     entry = session.manager.ledgers[AttentionType.VIDEO_SELF].entries[3]
     (page,) = checked.engine.pool.pages(session.lease, AttentionType.VIDEO_SELF, [entry.place])
-    checked.engine.executor._rotate(AttentionType.VIDEO_SELF, page, 0, 1)
+    checked.engine.executor.rotate(AttentionType.VIDEO_SELF, page, 0, 1)
     with pytest.raises(AssertionError, match="chunk 6"):
         checked.next()
