@@ -1,11 +1,10 @@
 """The slow twin of the lossy codecs: one group after the other, one element after the other, in plain float32."""
 
-import struct
-
 import numpy as np
 import torch
 
 F = np.float32
+SMALLEST = F(2.0**-126)
 
 
 def decoded(layer: torch.Tensor, name: str, group: int) -> torch.Tensor:
@@ -26,31 +25,20 @@ def decoded(layer: torch.Tensor, name: str, group: int) -> torch.Tensor:
 def _group(elements: torch.Tensor, name: str, keys: bool) -> torch.Tensor:
     x = [F(v) for v in elements.float().tolist()]
     if name == "fp8":
-        scale = _up(max(abs(v) for v in x) / F(448))
+        scale = max(max(abs(v) for v in x) / F(448), SMALLEST)
         back = [_nearest_e4m3(v * (F(1) / scale)) * scale for v in x]
     else:
         steps = (1 << int(name[3:])) - 1
         if keys:
             low = min(x)
-            scale = _up((max(x) - low) / F(steps))
+            scale = max((max(x) - low) / F(steps), SMALLEST)
         else:
-            scale = _up(max(abs(v) for v in x) / F(steps // 2))
+            scale = max(max(abs(v) for v in x) / F(steps // 2), SMALLEST)
             low = scale * F(-(steps // 2))
         codes = [int(np.rint((v - low) * (F(1) / scale))) for v in x]
         assert all(0 <= code <= steps for code in codes)
         back = [F(code) * scale + low for code in codes]
     return torch.tensor(np.array(back)).to(elements.dtype)
-
-
-def _up(scale: np.float32) -> np.float32:
-    """The smallest bfloat16 that is not less, and not so small that its inverse is infinite."""
-    wanted = max(float(scale), 2.0**-126)
-    (top,) = struct.unpack(">H", struct.pack(">f", wanted)[:2])
-    for candidate in (top, top + 1):
-        (value,) = struct.unpack(">f", struct.pack(">H", candidate) + b"\0\0")
-        if value >= wanted:
-            return F(value)
-    raise AssertionError("no bfloat16 is as large")
 
 
 def _e4m3(code: int) -> float:

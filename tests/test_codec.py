@@ -180,6 +180,18 @@ def lie(frame: bytes, elements: int) -> bytes:
     return bytes(head) + len(body).to_bytes(8, "little") + body
 
 
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [(torch.int16, (1, 2, 64, 64)), (torch.complex64, (1, 2, 64, 64)), (torch.bfloat16, (1, 2, 0, 64))],
+)
+def test_codes_of_a_tensor_that_has_none_are_refused(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    data = bytearray(named("planes").encode(torch.zeros(shape, dtype=dtype)))
+    for code in (4, 8, 9, 77):
+        data[16] = code
+        with pytest.raises(RecordCorrupt, match=r"cannot have been|expected one of"):
+            named("int8").decode(data, dtype, shape)
+
+
 @pytest.mark.parametrize("sized", [True, False])
 def test_a_plane_that_lies_about_its_size_takes_no_memory(sized: bool) -> None:
     bomb = zstandard.ZstdCompressor(write_content_size=sized).compress(bytes(1 << 28))
