@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from bench.common import Laps, Options, Report, label, options, parser, progress
 from bench.recoded import LastBit, Rebuilt, Recoded
 from bench.takes import Role
-from cache.codec import BufferCodec
+from cache.codec import BufferCodec, Codec, Exact
 from cache.codecs import NAMES, channel_errors, named, packing
 from models.decoders import StreamDecoder
 from settings import Studio, build_studio, load
@@ -72,14 +72,14 @@ class Effect:
     """Of one way back: relative difference of latents to the exact one, by chunk after the return, over all seeds."""
 
     name: str
-    ratio: float = 1.0
+    ratio: float | None = None
     video: list[list[float]] = field(default_factory=list)
     audio: list[list[float]] = field(default_factory=list)
     pixels: list[float] = field(default_factory=list)
 
     def median(self, kind: str, chunk: int | None = None) -> float:
         """Over seeds; of one chunk, or of all."""
-        rows = getattr(self, kind)
+        rows: list[list[float]] = getattr(self, kind)
         return statistics.median([x for row in rows for x in (row if chunk is None else [row[chunk]])])
 
 
@@ -140,7 +140,7 @@ def away_and_back(size: Size) -> tuple[dict[str, Effect], dict[str, list[torch.T
             for name, effect in effects.items():
                 chunks = _returned(stream, tier, name, size.look)
                 exact = exact or chunks
-                effect.ratio = tier.ratio
+                effect.ratio = tier.take_ratio()
                 _compare(studio, effect, chunks, exact)
                 bar.advance(task)
             stream.close()
@@ -164,7 +164,8 @@ def _gone(studio: Studio, seed: int, size: Size) -> Stream:
 
 
 def _returned(stream: Stream, tier: Recoded, name: str, look: int) -> list[Chunk]:
-    tier.way = {"last bit": LastBit(), "rebuilt": Rebuilt(), "other noise": named("exact")}.get(name) or named(name)
+    others: dict[str, Codec | Rebuilt] = {"last bit": LastBit(), "rebuilt": Rebuilt(), "other noise": Exact()}
+    tier.way = others[name] if name in others else named(name)
     child = stream.fork(seed=stream.session.seed + 1000 if name == "other noise" else None)
     child.return_to("opening")
     chunks = child.take(look)
@@ -197,7 +198,8 @@ def report_on(report: Report, sizes: Sequence[Held], fast: Sequence[Speed], effe
     for name, e in effects.items():
         first, last = (f"{e.median('video', i):.4f}" for i in (0, -1))
         sound = f"{e.median('audio'):.4f}"
-        rows.append([name, f"{e.ratio:.2f}", first, last, sound, f"{statistics.median(e.pixels):.2f}"])
+        smaller, pixels = f"{e.ratio:.2f}" if e.ratio else "–", f"{statistics.median(e.pixels):.2f}"
+        rows.append([name, smaller, first, last, sound, pixels])
     columns = ["way back", "times smaller", "video, first", "video, last", "audio", "pixels, of 255"]
     report.table("Difference to the exact way back, medians over seeds", columns, rows)
     least, rebuilt = (effects[name].median("video") for name in ("last bit", "rebuilt"))
@@ -219,13 +221,14 @@ def report_on(report: Report, sizes: Sequence[Held], fast: Sequence[Speed], effe
 
 
 def plotted(effects: dict[str, Effect]) -> Figure:
-    """What is changed by what is saved, and how it goes on after the return."""
+    """What is changed by how much is saved, and how it goes on after the return."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5), constrained_layout=True)
     for name, effect in effects.items():
         if name == "exact":
             continue
-        left.scatter(effect.ratio, effect.median("video"), label=name)
-        left.annotate(name, (effect.ratio, effect.median("video")), fontsize=8)
+        if effect.ratio is not None:
+            left.scatter(effect.ratio, effect.median("video"))
+            left.annotate(name, (effect.ratio, effect.median("video")), fontsize=8)
         chunks = range(len(effect.video[0]))
         right.plot(chunks, [effect.median("video", i) for i in chunks], marker=".", label=name)
     label(left, "Change of the stream by bytes saved", "times smaller", "relative difference of latents")
@@ -236,7 +239,7 @@ def plotted(effects: dict[str, Effect]) -> Figure:
 
 def run(shared: Options, size: Size) -> None:
     """Measure, print, and leave JSON and plot."""
-    report = Report("codec", "Codecs of the restore store", shared, {"size": size, "random": LTX_2, "budgets": CODECS})
+    report = Report("codec", "Codecs of the restore store", shared, {"size": size, "random": LTX_2, "codecs": CODECS})
     effects, taken = away_and_back(size)
     random = torch.randn(size.layers, 2, *LTX_2, generator=torch.Generator().manual_seed(0)).bfloat16()
     sizes = [h for kind, tensors in taken.items() for h in held(f"toy {kind}", tensors)]

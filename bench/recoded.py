@@ -39,10 +39,9 @@ class Recoded(HostTier):
     nominal_bytes: int = 0
     packed_bytes: int = 0
 
-    @property
-    def ratio(self) -> float:
-        """Nominal by packed bytes of what was fetched since this was last asked; not a number if nothing was."""
-        ratio = self.nominal_bytes / self.packed_bytes if self.packed_bytes else float("nan")
+    def take_ratio(self) -> float | None:
+        """Nominal by packed bytes of what was fetched since this was last asked; ``None`` if nothing was."""
+        ratio = self.nominal_bytes / self.packed_bytes if self.packed_bytes else None
         self.nominal_bytes = self.packed_bytes = 0
         return ratio
 

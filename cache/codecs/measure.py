@@ -8,7 +8,7 @@ would have an error of a fifth in the channels of sound that hardly move within 
 
 import torch
 
-BLOCK = 64  # tokens at a time, which stay in the core's own cache
+BLOCK = 16  # tokens at a time, which stay in the core's own cache
 
 
 def channel_errors(exact: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:
