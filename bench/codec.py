@@ -224,13 +224,14 @@ def plotted(effects: dict[str, Effect]) -> Figure:
     """What is changed by how much is saved, and how it goes on after the return."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5), constrained_layout=True)
     for name, effect in effects.items():
-        if name == "exact":
-            continue
-        if effect.ratio is not None:
-            left.scatter(effect.ratio, effect.median("video"))
-            left.annotate(name, (effect.ratio, effect.median("video")), fontsize=8)
-        chunks = range(len(effect.video[0]))
-        right.plot(chunks, [effect.median("video", i) for i in chunks], marker=".", label=name)
+        change = effect.median("video")
+        if effect.ratio is not None and name != "other noise":  # which is far above
+            left.scatter(effect.ratio, change)
+            left.annotate(name, (effect.ratio, change), fontsize=8)
+        if change:
+            chunks = range(len(effect.video[0]))
+            right.plot(chunks, [effect.median("video", i) for i in chunks], marker=".", label=name)
+    right.set_yscale("log")
     label(left, "Change of the stream by bytes saved", "times smaller", "relative difference of latents")
     label(right, "Change after the return", "chunk", "relative difference of latents")
     right.legend(fontsize=8)
