@@ -128,7 +128,7 @@ class Books:
     def scores(self) -> dict[str, Any]:
         """Drift and attention scores of the held chunks, and what the store holds or lost, as plain data."""
         return {
-            "drift": self.drift_scores,
+            "drift": dict(self.drift_scores),
             "mass": {c: [m.total, m.exposure] for c, m in self.mass.items()},
             "stored": sorted(self.stored),
             "lost": sorted([t.value, c] for t, c in self.lost),
