@@ -5,12 +5,13 @@ One thing is changed at a time in the full manager; ten minutes of the toy model
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from bench.common import Report, label, options, parser
+from bench.common import Report, kept, label, options, parser
 from bench.quality import interval, play
 from bench.takes import Contender, contenders
 from cache.drift import DriftConfig
@@ -86,7 +87,10 @@ def main() -> None:
     seeds, minutes = (range(2), (1, 2)) if shared.quick else (range(given.seeds), (1, given.minutes))
     chosen = variants()[:2] if shared.quick else variants()
     report = Report("ablation", "What the defaults do", shared, {"seeds": list(seeds), "minutes": list(minutes)})
-    late = {variant.name: play(variant, seeds, minutes)[-1] for variant in chosen}
+    late = {}
+    for variant in chosen:
+        what = [variant.settings(len(seeds)), list(seeds), list(minutes)]
+        late[variant.name] = kept(shared.work, variant.name, what, partial(play, variant, seeds, minutes))[-1]
     rows = []
     for name, measured in late.items():
         rows.append([name, *("{:.3g} ± {:.2g}".format(*interval([m[s] for m in measured])) for s in SHOWN)])

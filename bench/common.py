@@ -6,11 +6,11 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import matplotlib
 import numpy as np
@@ -24,15 +24,20 @@ from rich.table import Table
 matplotlib.use("Agg")
 REPOSITORY = Path(__file__).resolve().parent.parent
 NANOSECONDS_PER_MS = 1e6
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What every benchmark is run with; ``results`` is ``None`` where nothing is to be left behind."""
+    """What every benchmark is run with; ``results`` is ``None`` where nothing is to be left behind.
+
+    ``work``: where finished parts are kept, if anywhere.
+    """
 
     quick: bool
     threads: int
     results: Path | None
+    work: Path | None
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -40,6 +45,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=description)
     made.add_argument("--quick", action="store_true", help="small sizes; for trying, not for quoting")
     made.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
+    made.add_argument("--work", type=Path, help="folder where finished parts are kept, so that a run can go on")
     made.add_argument(
         "--results", type=Path, help="folder for JSON and plot (default: bench/results; with --quick nothing is left)"
     )
@@ -52,7 +58,20 @@ def options(arguments: argparse.Namespace) -> Options:
         raise SystemExit(f"--threads is {arguments.threads}; expected at least 1")
     torch.set_num_threads(arguments.threads)
     default = None if arguments.quick else REPOSITORY / "bench" / "results"
-    return Options(arguments.quick, arguments.threads, arguments.results or default)
+    return Options(arguments.quick, arguments.threads, arguments.results or default, arguments.work)
+
+
+def kept(work: Path | None, name: str, what: object, run: Callable[[], T]) -> T:
+    """What ``run`` gave, as JSON; a part of a long benchmark that ``work`` has of the same ``what`` is not run again."""
+    if work is None:
+        return run()
+    key, file = json.dumps(what, default=str, sort_keys=True), work / f"{name.replace(' ', '-')}.json"
+    if file.is_file() and (found := json.loads(file.read_text()))["key"] == key:
+        return cast(T, found["given"])
+    given = run()
+    work.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"key": key, "given": given}))
+    return given
 
 
 def progress() -> Progress:

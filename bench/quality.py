@@ -4,9 +4,9 @@ Room, subject, sound and synchrony are read back by the truth of the world (``be
 compared with the first. Hours on two cores; finished contenders are kept in ``--work`` and not run anew.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from bench.common import Options, Report, label, options, parser, progress
+from bench.common import Options, Report, kept, label, options, parser, progress
 from bench.takes import WINDOW, Contender, Crowd, Reading, Role, chunks_in, contenders
 
 MINUTES = (1, 2, 5, 10, 15, 20, 25, 30, 35, 40, 45)
@@ -140,17 +140,10 @@ def measure(
     chosen: Sequence[Contender], seeds: Sequence[int], minutes: Sequence[int], work: Path | None
 ) -> dict[str, list[list[dict[str, float]]]]:
     """Every contender's figures; finished ones are read from ``work``."""
-    runs: dict[str, list[list[dict[str, float]]]] = {}
+    runs = {}
     for contender in chosen:
-        key = json.dumps([asdict(contender), list(seeds), list(minutes)], default=str, sort_keys=True)
-        kept = None if work is None else work / f"{contender.name.replace(' ', '-')}.json"
-        if kept is not None and kept.is_file() and (found := json.loads(kept.read_text()))["key"] == key:
-            runs[contender.name] = found["runs"]
-            continue
-        runs[contender.name] = play(contender, seeds, minutes)
-        if kept is not None:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            kept.write_text(json.dumps({"key": key, "runs": runs[contender.name]}))
+        what = [asdict(contender), list(seeds), list(minutes)]
+        runs[contender.name] = kept(work, contender.name, what, partial(play, contender, seeds, minutes))
     return runs
 
 
@@ -160,13 +153,12 @@ def main() -> None:
     arguments.add_argument("--seeds", type=int, default=5, help="streams per contender (default: 5)")
     arguments.add_argument("--minutes", type=int, default=45, help="length of the takes (default: 45)")
     arguments.add_argument("--only", action="append", help="contenders to run (default: all)")
-    arguments.add_argument("--work", type=Path, help="folder where finished contenders are kept")
     given = arguments.parse_args()
     shared: Options = options(given)
     minutes = [m for m in MINUTES if m <= (2 if shared.quick else given.minutes)]
     seeds = range(2 if shared.quick else given.seeds)
     chosen = [c for c in contenders() if not given.only or c.name in given.only]
-    runs = measure(chosen, seeds, minutes, given.work)
+    runs = measure(chosen, seeds, minutes, shared.work)
     report = configured(shared, chosen, seeds, minutes)
     report.figures["runs"] = runs
     tables(report, minutes, runs)

@@ -6,14 +6,15 @@ error is the mean absolute difference between the median frame before leaving an
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from bench.common import Report, label, options, parser, progress
+from bench.common import Report, kept, label, options, parser, progress
 from bench.looking import median_room
 from bench.quality import interval
 from bench.takes import Contender, Crowd, Role, chunks_in, contenders
@@ -94,7 +95,11 @@ def main() -> None:
     shared = options(given)
     seeds, away = (range(2), (0.25,)) if shared.quick else (range(given.seeds), (1.0, 5.0, 20.0))
     full = next(c for c in contenders() if c.name == "full manager")
-    runs = {name: journey(full, seeds, away, name == "restored") for name in ("restored", "not restored")}
+    what = [asdict(full), list(seeds), list(away)]
+    runs = {
+        name: kept(shared.work, name, what, partial(journey, full, seeds, away, name == "restored"))
+        for name in ("restored", "not restored")
+    }
     report = Report("scene_return", "Does a scene come back as it was?", shared, {"seeds": list(seeds), "away": away})
     report.figures["errors"] = runs
     rows = []
