@@ -62,7 +62,7 @@ def options(arguments: argparse.Namespace) -> Options:
 
 
 def kept(work: Path | None, name: str, what: object, run: Callable[[], T]) -> T:
-    """What ``run`` gave, as JSON; a part of a long benchmark that ``work`` has of the same ``what`` is not run again."""
+    """What ``run`` gave, as JSON; a part of a benchmark that ``work`` has of the same ``what`` is not run again."""
     if work is None:
         return run()
     key, file = json.dumps(what, default=str, sort_keys=True), work / f"{name.replace(' ', '-')}.json"
