@@ -9,6 +9,9 @@ const JUMP = 2; // a gap longer than this is jumped over
 const WAITS = [200, 500, 1000, 2000, 4000]; // ms before each new try of a lost connection
 const FINAL = new Set([1000, 4400, 4401, 4404, 4409, 4422]); // close codes after which trying again is no use
 
+// Safari on a phone has the managed kind alone, and opens it only where the picture is not sent to another screen.
+const Source = self.MediaSource ?? self.ManagedMediaSource;
+
 /** Plays one session in a <video>. Events: "hello", "chunk", "state", "end", "problem", "connection". */
 export class Watch extends EventTarget {
   constructor(video, session, { key = "", after = null } = {}) {
@@ -104,11 +107,12 @@ export class Watch extends EventTarget {
     this.header = data.slice();
     this.queue = [this.header];
     this.buffer = null;
-    if (!MediaSource.isTypeSupported(mime)) {
+    if (!Source?.isTypeSupported(mime)) {
       this.tell("problem", { detail: `this browser cannot play ${mime}` });
       return;
     }
-    this.source = new MediaSource();
+    this.source = new Source();
+    this.video.disableRemotePlayback = Source !== self.MediaSource;
     this.source.onsourceopen = () => {
       this.buffer = this.source.addSourceBuffer(mime);
       this.buffer.mode = "segments";
