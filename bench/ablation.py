@@ -1,6 +1,7 @@
 """Why the shipped defaults are what they are: strength, EMA rate and threshold of AdaStat, anchors, budgets, moves.
 
-One thing is changed at a time in the full manager; ten minutes of the toy model, three seeds each.
+One thing is changed at a time in the full manager; ten minutes of the toy model, three seeds each. The last variants
+have no memory beside a window of ten chunks, to see what AdaStat does where nothing else holds a take.
 """
 
 from collections.abc import Callable, Sequence
@@ -54,14 +55,18 @@ def variants() -> list[Variant]:
     def drift(name: str, **changes: object) -> Variant:
         return made(name, drift=replace(DriftConfig(), **changes))  # type: ignore[arg-type]
 
+    def window(name: str, **changes: object) -> Variant:
+        corrected = replace(DriftConfig(), **changes)  # type: ignore[arg-type]
+        return made(name, policy="sliding_window", budget=RoleBudget(1, 0, 0, 0, 10), drift=corrected, subject=False)
+
     def budget(name: str, *roles: int) -> Variant:
         names = ("subject_anchor", "scene_sink", "scene_anchor", "restored", "recent")
         return made(name, budget=RoleBudget(**dict(zip(names, roles, strict=True))))
 
-    strengths = [
-        drift(f"strength {s:g}", strength={"video": s, "audio": s / 2}, strong={"video": s, "audio": s / 2})
-        for s in (0.0, 0.25, 0.5, 0.75, 1.0)
-    ]
+    def held_at(s: float) -> dict[str, object]:
+        return {"strength": {"video": s, "audio": s / 2}, "strong": {"video": s, "audio": s / 2}}
+
+    strengths = [drift(f"strength {s:g}", **held_at(s)) for s in (0.0, 0.25, 0.5, 0.75, 1.0)]
     return [
         made("as shipped"),
         *strengths,
@@ -74,6 +79,9 @@ def variants() -> list[Variant]:
         budget("8 recent", 1, 1, 2, 2, 8),
         made("memory follows", change=positions(memory="following")),
         made("rebuild, not relocate", change=positions(move="rebuild")),
+        window("window, no AdaStat", **held_at(0.0)),
+        window("window, AdaStat 0.5", **held_at(0.5)),
+        window("window, AdaStat 1", **held_at(1.0)),
     ]
 
 
