@@ -90,10 +90,11 @@ def main() -> None:
     arguments = parser(__doc__ or "")
     arguments.add_argument("--seeds", type=int, default=3, help="streams per variant (default: 3)")
     arguments.add_argument("--minutes", type=int, default=10, help="length of the takes (default: 10)")
+    arguments.add_argument("--only", action="append", help="variants to run (default: all)")
     given = arguments.parse_args()
     shared = options(given)
     seeds, minutes = (range(2), (1, 2)) if shared.quick else (range(given.seeds), (1, given.minutes))
-    chosen = variants()[:2] if shared.quick else variants()
+    chosen = variants()[:2] if shared.quick else [v for v in variants() if not given.only or v.name in given.only]
     report = Report("ablation", "What the defaults do", shared, {"seeds": list(seeds), "minutes": list(minutes)})
     late = {}
     for variant in chosen:
