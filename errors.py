@@ -31,7 +31,8 @@ LongtakeError
     │   ├── RecordForeign  a whole record of another session, chunk, generation or model; it is not used
     │   └── TransferFailed the bytes did not come over; nothing of them is used
     │       ├── SlotRecycled   their memory was given up or used for something else by then
-    │       └── PeerGone       the process at the other end has gone
+    │       ├── PeerGone       the process at the other end has gone
+    │       └── TransferPending it was given up and may still write; its memory is not to be used yet
     └── IntegrityError     an invariant does not hold: a bug, never the caller's fault
 
 Each class has a stable ``code`` for callers that cannot catch Python classes.
@@ -229,6 +230,12 @@ class PeerGone(TransferFailed):
     """The process at the other end of a transfer has gone."""
 
     code = "peer_gone"
+
+
+class TransferPending(TransferFailed):
+    """A transfer that was given up and may still write where it was to: that memory is not to be used again yet."""
+
+    code = "transfer_pending"
 
 
 class IntegrityError(CacheError):

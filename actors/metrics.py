@@ -54,7 +54,7 @@ METRICS = {
             ("direction", "path"),
         ),
         Metric("transfer_inline", "gauge", "Payloads that went within calls although there are slots", ("reason",)),
-        Metric("transfer_failures", "gauge", "Transfers that failed: unverified, recycled, gone, failed", ("what",)),
+        Metric("transfer_failures", "gauge", "Transfers that failed: unverified, recycled, gone, pending", ("what",)),
         Metric("transfer_slots", "gauge", "Slots of the transport: free, leased, held, grave", ("use",)),
         Metric("transfer_graveyard_bytes", "gauge", "Bytes not used because a lost transfer may still touch them"),
         Metric("store_bytes", "gauge", "Bytes of the restore store: records, vault, budgets", ("node", "what")),

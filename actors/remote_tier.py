@@ -22,7 +22,7 @@ from cache.records import Plain, parse_record
 from cache.spec import AttentionType
 from cache.tiers import NOTHING, Held, KeyValues, Latents, Record, RestoreTier
 from cache.transfer import Lease
-from errors import RecordCorrupt, RecordLost, ServiceError, TransferFailed
+from errors import RecordCorrupt, RecordLost, ServiceError, TransferFailed, TransferPending
 
 Index = dict[str, dict[int, Held]]
 Found = dict[str, dict[int, tuple[list[str], bool]]]
@@ -181,6 +181,8 @@ class RemoteTier(RestoreTier):
 
     def _settle(self) -> None:
         """Take the answers that have come, without waiting."""
+        if self.staging.due() and not any(sent.greets for sent in self._sent):
+            self._greet()
         while self._sent and self._sent[0].answer.done():
             self._oldest(0)
 
@@ -193,13 +195,14 @@ class RemoteTier(RestoreTier):
             return False
         except FAILURES as error:  # whatever the store raised, it does not have what was sent
             self._sent.popleft()
+            self.staging.failed(error)
             self._over(sent.number, sent.lease, error)
             self._lost(error)
         else:
             self._sent.popleft()
             self._over(sent.number, sent.lease)
             if sent.greets:
-                self.staging.reachable(answer.result)
+                self.staging.reachable(sent.number, answer.result)
             if sent.asks:
                 self._believe(answer)
             else:
@@ -208,15 +211,16 @@ class RemoteTier(RestoreTier):
 
     def _over(self, number: int, lease: Lease | None, error: Exception | None = None) -> None:
         """A call has come to its end; who raised ``ServiceError`` may be dead, or only far away."""
-        if error is not None:
-            self.staging.failed(error)
-        if isinstance(error, (ServiceError, TimeoutError)):
-            if lease is not None:
-                self.staging.bury(lease)
-            return
+        unknown = isinstance(error, (ServiceError, TimeoutError))
         if lease is not None:
-            self.staging.release(lease)
-        self.staging.answered(number)
+            if unknown:
+                self.staging.bury(lease)
+            elif isinstance(error, TransferPending):
+                self.staging.abandon(lease)
+            else:
+                self.staging.release(lease)
+        if not unknown:
+            self.staging.answered(number)
 
     def _bring(self, call: str, *arguments: Any) -> Goods:
         """What a call brings back: through a slot, or, if that fails, within the call. Raises ``RecordLost``."""
@@ -256,8 +260,8 @@ class RemoteTier(RestoreTier):
             self._over(number, lease, error)
             self._away_until = self.clock() + AWAY_S
             raise RecordLost(f"the restore store has not answered for {self.patience_s:g} s") from error
-        except RecordLost:
-            self._over(number, lease)
+        except RecordLost as error:
+            self._over(number, lease, error)
             raise
         self.staging.answered(number)
         self._settle()

@@ -11,7 +11,7 @@ from actors.cargo import Cargo, Goods, unpacked, unpacked_inline
 from actors.transport.base import Offer, Region
 from cache.lent import Bytes, WarmBuffers, lent
 from cache.transfer import Lease, SlotBook
-from errors import ConfigError, IntegrityError, PeerGone, RecordCorrupt, SlotRecycled, TransferFailed
+from errors import ConfigError, IntegrityError, PeerGone, RecordCorrupt, SlotRecycled, TransferFailed, TransferPending
 
 LOG = logging.getLogger("longtake.store")
 
@@ -64,6 +64,8 @@ class Staging:
         self.failures: Counter[str] = Counter()
         self._calls = 0
         self._graves: dict[Lease, int] = {}  # the newest call when it was buried
+        self._pending: dict[Lease, int] = {}  # of graves that no answer frees: the newest call then
+        self._greet_at = float("inf")
         self._given_back: deque[Lease] = deque()
         self._warm = WarmBuffers(config.slots * config.slot_bytes // 2)
 
@@ -132,7 +134,7 @@ class Staging:
 
     def release(self, lease: Lease) -> None:
         """The call is over: the store has answered it."""
-        if self.region is None or self.book.use(lease) is None:
+        if self.region is None or self.book.use(lease) is None or lease in self._pending:
             return
         self.region.revoke(lease.slot)
         if self.region.deserted(lease.slot) is False:
@@ -146,19 +148,42 @@ class Staging:
             self.region.revoke(lease.slot)
             self._graves[lease] = self._calls
 
+    def abandon(self, lease: Lease) -> None:
+        """The store has given up and may still write; only a greeting that is sent from now on tells when not."""
+        self.bury(lease)
+        if self._graves.pop(lease, None) is not None:
+            self._pending[lease] = self._calls
+            self._close_until_greeted()
+
     def failed(self, error: Exception) -> None:
         """Count a transfer that failed."""
-        kinds = {RecordCorrupt: "unverified", SlotRecycled: "recycled", PeerGone: "gone", TransferFailed: "failed"}
+        kinds = {
+            RecordCorrupt: "unverified",
+            SlotRecycled: "recycled",
+            PeerGone: "gone",
+            TransferPending: "pending",
+            TransferFailed: "failed",
+        }
         for kind, name in kinds.items():
             if isinstance(error, kind):
                 self.failures[name] += 1
                 LOG.warning("a transfer failed", extra={"reason": str(error)})
                 return
 
-    def reachable(self, reason: str) -> None:
-        """What the store said when it was greeted: nothing, or why it cannot reach the region."""
-        self.open = not reason
-        if reason:
+    def due(self) -> bool:
+        """Whether it is time to greet the store once more."""
+        return self.region is not None and not self.open and self.clock() >= self._greet_at
+
+    def reachable(self, number: int, reason: str) -> None:
+        """What the store said when it was greeted by this call: nothing, or why it cannot reach the region."""
+        overtaken = any(abandoned > number for abandoned in self._pending.values())
+        self.open = not reason and not overtaken
+        if not reason:
+            for lease in [lease for lease, abandoned in self._pending.items() if abandoned < number]:
+                del self._pending[lease]
+                self._graves[lease] = 0
+        else:
+            self._close_until_greeted()
             LOG.warning("the restore store cannot reach our memory; chunks go within calls", extra={"reason": reason})
 
     # -- books
@@ -183,8 +208,9 @@ class Staging:
         """Every slot has one use, and graves are known."""
         self.book.check_integrity()
         self._warm.check_integrity()
-        if len(self._graves) != self.book.statistics().grave:
-            raise IntegrityError(f"{len(self._graves)} graves are known, {self.book.statistics().grave} are there")
+        known = len(self._graves) + len(self._pending)
+        if known != self.book.statistics().grave:
+            raise IntegrityError(f"{known} graves are known, {self.book.statistics().grave} are there")
 
     def close(self) -> None:
         """Let nobody in any more."""
@@ -218,11 +244,16 @@ class Staging:
             self._graves[lease] = self._calls
 
         def dead(lease: Lease) -> bool:
+            if lease in self._pending:
+                return False
             deserted = region.deserted(lease.slot)
             return self._graves[lease] < answered if deserted is None else deserted
 
         for lease in self.book.exhume(dead):
             del self._graves[lease]
+
+    def _close_until_greeted(self) -> None:
+        self.open, self._greet_at = False, self.clock() + self.config.lease_s
 
     def _kept(self, lease: Lease, nbytes: int) -> Bytes:
         """What is in a slot that is held: in place, or copied where every other slot is held already."""

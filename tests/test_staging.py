@@ -24,7 +24,7 @@ from actors.transport.choose import region
 from cache.keep_set import Role
 from cache.spec import TYPES
 from cache.tiers import NOTHING, KeyValues, Latents
-from errors import ConfigError, RecordCorrupt, RecordLost
+from errors import ConfigError, RecordCorrupt, RecordLost, TransferPending
 from tests.builders import engine
 from tests.test_restore_store import Line, Twins, film
 from tests.transfer_peers import POISON, Peer, pattern, store
@@ -289,6 +289,38 @@ def test_where_nobody_can_tell_a_lost_transfer_keeps_its_slot_until_a_later_call
     assert staging.graveyard_bytes == 0
     tier.offload("a", 4, TYPES[0], kept)
     assert torch.equal(tier.fetch("a", 4, TYPES[0]).tensor, kept.tensor)
+
+
+def test_a_slot_that_the_store_may_still_write_to_waits_for_a_greeting_and_no_answer_frees_it(line: Line) -> None:
+    now, pending = [0.0], [False]
+    staging = Staging(Mute(SMALL), SMALL, lambda: now[0])
+
+    def call(name: str, *arguments: Any) -> "Future[Any]":
+        if pending[0] and (name == "greet" or (name == "fetch" and len(arguments) == 4)):
+            told: Future[Any] = Future()
+            if name == "fetch":
+                told.set_exception(TransferPending("still on its way"))
+            else:
+                assert line.store is not None
+                told.set_result(line.store._answer("still on its way"))
+            return told
+        return line.call(name, *arguments)
+
+    tier, kept = RemoteTier(call, staging=staging, clock=lambda: now[0]), payload()
+    tier.offload("a", 0, TYPES[0], kept)
+    pending[0] = True
+    assert torch.equal(tier.fetch("a", 0, TYPES[0]).tensor, kept.tensor)  # within the call
+    assert (staging.open, staging.book.statistics().grave, staging.failures["pending"]) == (False, 1, 1)
+    for chunk in range(3):
+        now[0] += 31
+        tier.offload("a", chunk, TYPES[0], kept)
+    staging.check_integrity()
+    assert (staging.open, staging.book.statistics().grave) == (False, 1)
+    pending[0] = False
+    now[0] += 31
+    for chunk in range(3):
+        tier.offload("a", chunk, TYPES[0], kept)
+    assert (staging.open, staging.book.statistics().grave) == (True, 0)
 
 
 def test_an_answer_that_names_another_slot_or_lies_about_its_bytes_is_refused() -> None:

@@ -19,11 +19,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from actors.transport.base import Kind, Offer, Reach, checksum
 from actors.transport.choose import REACHES, AnyReach, region
-from actors.transport.nixl import NixlReach
+from actors.transport.nixl import NixlReach, _payload_address
 from actors.transport.shared import SharedReach, SharedRegion
 from cache.lent import Bytes, WarmBuffers, lent
 from cache.transfer import Lease, SlotBook
-from errors import ConfigError, PeerGone, RecordCorrupt, RecordLost, SlotRecycled, TransferFailed
+from errors import ConfigError, PeerGone, RecordCorrupt, RecordLost, SlotRecycled, TransferFailed, TransferPending
 from tests.transfer_peers import DEADLINE_S, POISON, owner, pattern, store
 
 HAS_NIXL = importlib.util.find_spec("nixl_cu12") is not None
@@ -228,9 +228,34 @@ def test_a_transfer_that_is_not_over_in_time_keeps_its_buffer_until_it_is() -> N
             assert time.monotonic() < deadline
             reach.sweep()
         reach.book.check_integrity()
+        reach.book.lease_s = DEADLINE_S
         into = poisoned(4096)
         reach.pull(offer, into)
         assert np.array_equal(into, pattern(1, 4096))
+    reach.close()
+
+
+@needs_nixl
+def test_a_push_that_was_given_up_is_said_to_be_pending_until_it_cannot_write_any_more() -> None:
+    reach = NixlReach(patience_s=DEADLINE_S)
+    with owner("nixl", 2, MIB) as generator:
+        landing = generator.ask("land", 0, 1)
+        peer = reach._peer(landing.ticket)  # whom nothing was ever asked: who is stopped cannot be met
+        os.kill(generator.process.pid, signal.SIGSTOP)
+        lease = reach.book.reserve(time.monotonic() - DEADLINE_S)  # as if its time were up when it begins
+        assert lease is not None
+        reach.layout.payload(lease.slot)[:MIB] = pattern(3, MIB)
+        with pytest.raises(TransferPending, match="WRITE of 1,048,576 bytes"):
+            reach._move("WRITE", peer, lease, _payload_address(landing), MIB)
+        assert reach.book.use(lease) == "grave"
+        assert reach._abandoned
+        os.kill(generator.process.pid, signal.SIGCONT)
+        deadline = time.monotonic() + DEADLINE_S
+        while reach.statistics()["graveyard_bytes"]:
+            assert time.monotonic() < deadline
+            reach.sweep()
+        reach.greet(landing.ticket)
+        assert generator.ask("look", 0, MIB) == checksum(pattern(3, MIB)), "it wrote after it was given up"
     reach.close()
 
 

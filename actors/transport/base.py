@@ -114,11 +114,16 @@ class Reach(Protocol):
         ...
 
     def push(self, offer: Offer, payload: Bytes) -> None:
-        """Copy ``payload`` into the slot, all of it or, on any error, nothing that is believed. Raises as ``pull``."""
+        """Copy ``payload`` into the slot, all of it or, on any error, nothing that is believed.
+
+        Raises:
+            TransferPending: it may still be written; ``greet`` tells when not any more.
+            SlotRecycled, PeerGone, TransferFailed: as ``pull``; nothing is written any more.
+        """
         ...
 
     def greet(self, ticket: Ticket) -> None:
-        """Find out whether the region can be reached; raises as ``pull``."""
+        """Find out whether the region can be reached, and no push that was given up is left; raises as ``push``."""
         ...
 
     def sweep(self) -> None:

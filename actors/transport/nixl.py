@@ -23,7 +23,7 @@ import numpy as np
 from actors.transport.base import HEAD_BYTES, REVOKED, Layout, Offer, Ticket, region_bytes, verify
 from cache.lent import Bytes, flat
 from cache.transfer import Lease, SlotBook
-from errors import ConfigError, PeerGone, TransferFailed
+from errors import ConfigError, PeerGone, TransferFailed, TransferPending
 
 PEERS = 64  # known at most; the one that was used longest ago is let go of
 BOUNCES, BOUNCE_BYTES = 4, 32 << 20  # a descriptor over 2 GiB fails; none is ever larger than a bounce buffer
@@ -109,6 +109,8 @@ class _Abandoned:
 
     handle: Any
     lease: Lease
+    operation: Operation
+    peer: str
 
 
 class NixlReach:
@@ -162,6 +164,8 @@ class NixlReach:
 
     def greet(self, ticket: Ticket) -> None:
         self._read_head(self._peer(ticket), ticket, 0)
+        if any((one.operation, one.peer) == ("WRITE", ticket.region) for one in self._abandoned):
+            raise TransferPending(f"NIXL: a push to {ticket.region} that was given up is still on its way")
 
     def sweep(self) -> None:
         for one in list(self._abandoned):
@@ -232,8 +236,9 @@ class NixlReach:
             raise kind(f"NIXL: {operation} of {nbytes:,} bytes, {peer}: {error}") from error
         if state == "PROC":
             self.book.bury(lease)
-            self._abandoned.append(_Abandoned(handle, lease))
-            raise TransferFailed(f"NIXL: {operation} of {nbytes:,} bytes, {peer}: not over after {self.patience_s:g} s")
+            self._abandoned.append(_Abandoned(handle, lease, operation, peer))
+            kind = TransferPending if operation == "WRITE" else TransferFailed
+            raise kind(f"NIXL: {operation} of {nbytes:,} bytes, {peer}: not over after {self.patience_s:g} s")
         agent.nixl.release_xfer_handle(handle)
         if state != "DONE":
             raise TransferFailed(f"NIXL: {operation} of {nbytes:,} bytes, {peer}: {state}")
