@@ -28,7 +28,11 @@ LongtakeError
     ├── TransactionError   begin, commit and abort out of order
     ├── RecordLost         the restore store no longer has the chunk
     │   ├── RecordCorrupt  a record that is damaged or cut off; it is not used
-    │   └── RecordForeign  a whole record of another session, chunk, generation or model; it is not used
+    │   ├── RecordForeign  a whole record of another session, chunk, generation or model; it is not used
+    │   └── TransferFailed the bytes did not come over; nothing of them is used
+    │       ├── SlotRecycled   their memory was given up or used for something else by then
+    │       ├── PeerGone       the process at the other end has gone
+    │       └── TransferPending it was given up and may still write; its memory is not to be used yet
     └── IntegrityError     an invariant does not hold: a bug, never the caller's fault
 
 Each class has a stable ``code`` for callers that cannot catch Python classes.
@@ -208,6 +212,30 @@ class RecordForeign(RecordLost):
     """A whole record of another session, chunk, generation or model; it is not used."""
 
     code = "record_foreign"
+
+
+class TransferFailed(RecordLost):
+    """Bytes that did not come over from or to another process; nothing of them is used."""
+
+    code = "transfer_failed"
+
+
+class SlotRecycled(TransferFailed):
+    """Memory that was to be read or written was given up or used for something else by then; it was not touched."""
+
+    code = "slot_recycled"
+
+
+class PeerGone(TransferFailed):
+    """The process at the other end of a transfer has gone."""
+
+    code = "peer_gone"
+
+
+class TransferPending(TransferFailed):
+    """A transfer that was given up and may still write where it was to: that memory is not to be used again yet."""
+
+    code = "transfer_pending"
 
 
 class IntegrityError(CacheError):

@@ -26,7 +26,7 @@ from actors.order import Order
 from actors.pace import Pace
 from actors.ray_meter import RayMeter
 from actors.reel import Glimpse
-from actors.remote import Around, Handle, RemoteLedger, RemoteVault, directory, restore_store, store_calls
+from actors.remote import Around, Handle, RemoteLedger, RemoteVault, directory, restore_store, staging, store_calls
 from actors.remote_tier import RemoteTier
 from actors.telemetry import Carrier, Telemetry, begin, carrier, span
 from actors.worker import FAILURES, Vault, Worker
@@ -80,7 +80,7 @@ class GeneratorReplica:
         see = None if segmenter is None else partial(seen_by, segmenter, around.sight_s)
         ledger = RemoteLedger(around.ledgers)
         self.generator = Generator(
-            build(RemoteVault(store), RemoteTier(store_calls(store))),
+            build(RemoteVault(store), RemoteTier(store_calls(store), staging=staging(around))),
             see=see,
             ledger=ledger,
             stuck_s=around.stuck_s,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from actors.staging import Staging
 from cache.drift import Rung
 from cache.keep_set import Role
 from cache.spec import TYPES
@@ -20,6 +21,9 @@ def gauges(engine: Engine, streams: Sequence[Stream]) -> list[Gauge]:
         ("store_refused", {}, getattr(tier, "refused", 0)),
         ("store_failures", {}, getattr(tier, "failures", 0)),
     ]
+    staging = getattr(tier, "staging", None)
+    if isinstance(staging, Staging):
+        found += transfers(staging)
     managers = [stream.session.manager for stream in streams]
     for rung in Rung:
         found.append(("repair_rung", {"rung": rung.name.lower()}, sum(m.drift.rung is rung for m in managers)))
@@ -29,3 +33,15 @@ def gauges(engine: Engine, streams: Sequence[Stream]) -> list[Gauge]:
             value = sum(types[t].bytes_by_role[role] for types in held)
             found.append(("cache_bytes", {"type": t.value, "role": role.value}, value))
     return found
+
+
+def transfers(staging: Staging) -> list[Gauge]:
+    """What went to the restore store and back, and what became of its slots."""
+    slots = staging.book.statistics()
+    return [
+        *(("transfer_bytes", {"direction": d, "path": p}, float(n)) for (d, p), n in staging.moved.copy().items()),
+        *(("transfer_inline", {"reason": reason}, float(n)) for reason, n in staging.inline.copy().items()),
+        *(("transfer_failures", {"what": what}, float(n)) for what, n in staging.failures.copy().items()),
+        *(("transfer_slots", {"use": u}, float(getattr(slots, u))) for u in ("free", "leased", "held", "grave")),
+        ("transfer_graveyard_bytes", {}, float(staging.graveyard_bytes)),
+    ]

@@ -20,7 +20,9 @@ from actors.ledger_service import Entry, LedgerShard, Statement, Verdict, shard_
 from actors.ray_meter import RayMeter
 from actors.remote_tier import Call
 from actors.restore_store import Answer, RestoreStore
+from actors.staging import Staging, StagingConfig
 from actors.telemetry import Telemetry
+from actors.transport.choose import Transport, region
 from actors.worker import Vault
 from errors import LongtakeError, ServiceError
 
@@ -73,6 +75,8 @@ class Around:
     store_resources: dict[str, float]
     host_bytes: int
     vault_bytes: int
+    transport: Transport
+    staging: StagingConfig
     ledgers: int
     stuck_s: float
     sight_s: float
@@ -143,6 +147,12 @@ def store_calls(handle: Handle) -> Call:
         return told
 
     return call
+
+
+def staging(around: Around) -> Staging:
+    """A generator's end of the transport; raises ``ConfigError`` if what the settings want is not to be had here."""
+    config = around.staging
+    return Staging(region(around.transport, config.slots, config.slot_bytes), config)
 
 
 class RemoteVault(Vault):

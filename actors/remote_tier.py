@@ -14,19 +14,15 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
+from actors.cargo import Goods
 from actors.restore_store import Answer
+from actors.staging import Landing, Staging, StagingConfig
 from actors.worker import FAILURES
-from cache.records import (
-    Plain,
-    parse_key_values,
-    parse_latents,
-    parse_record,
-    plain_key_values,
-    plain_latents,
-)
+from cache.records import Plain, parse_record
 from cache.spec import AttentionType
 from cache.tiers import NOTHING, Held, KeyValues, Latents, Record, RestoreTier
-from errors import RecordLost, ServiceError
+from cache.transfer import Lease
+from errors import RecordCorrupt, RecordLost, ServiceError, TransferFailed, TransferPending
 
 Index = dict[str, dict[int, Held]]
 Found = dict[str, dict[int, tuple[list[str], bool]]]
@@ -41,12 +37,18 @@ IN_FLIGHT = 64 << 20
 
 @dataclass(frozen=True)
 class Sent:
-    """A call that was not waited for: what it does to the index, bytes on their way, or that it asks for holdings."""
+    """A call that was not waited for: what it does to the index, bytes on their way, or that it asks for holdings.
 
+    ``lease``: of the slot that has what it carries; ``greets``: it asks whether the store reaches our slots.
+    """
+
+    number: int
     answer: "Future[Answer]"
     change: Callable[[Index], Any]
     nbytes: int = 0
     asks: bool = False
+    greets: bool = False
+    lease: Lease | None = None
 
 
 class RemoteTier(RestoreTier):
@@ -56,6 +58,7 @@ class RemoteTier(RestoreTier):
         call: ``call(name, *arguments)`` sends a call to ``RestoreStore``; calls are carried out in the order in which
             they are sent. The future raises ``ServiceError`` if the store does not answer.
         in_flight: bytes on their way at most; what does not fit is not kept (``refused`` counts it).
+        staging: the slots through which payloads go one-sided; by default they go as bytes within calls.
     """
 
     def __init__(
@@ -64,7 +67,9 @@ class RemoteTier(RestoreTier):
         patience_s: float = PATIENCE_S,
         in_flight: int = IN_FLIGHT,
         clock: Callable[[], float] = time.monotonic,
+        staging: Staging | None = None,
     ) -> None:
+        self.staging = Staging(None, StagingConfig(), clock) if staging is None else staging
         self.call, self.patience_s, self.in_flight, self.clock = call, patience_s, in_flight, clock
         self._away_until = float("-inf")
         self.index: Index = {}
@@ -73,6 +78,7 @@ class RemoteTier(RestoreTier):
         self._unsaid = 0  # refused and failed calls that ``landed`` told of
         self._sent: deque[Sent] = deque()
         self._known: tuple[str, int] | None = None  # incarnation and losses
+        self._greet()
 
     # -- what the cache asks
 
@@ -81,19 +87,19 @@ class RemoteTier(RestoreTier):
         return self.index.get(session, {}).get(chunk, NOTHING)
 
     def keep_latents(self, session: str, chunk: int, latents: Latents) -> None:
-        self._keep(
-            session, chunk, Held(latents=True), latents.nbytes, "keep_latents", lambda: (plain_latents(latents),)
-        )
+        adds, goods = Held(latents=True), Goods.of_latents(latents)
+        self._keep(session, chunk, adds, goods, "keep_latents")
 
     def offload(self, session: str, chunk: int, type: AttentionType, payload: KeyValues) -> None:
         adds = Held(frozenset({type}))
-        self._keep(session, chunk, adds, payload.nbytes, "offload", lambda: (type.value, plain_key_values(payload)))
+        self._keep(session, chunk, adds, Goods.of_key_values(payload), "offload", type.value)
 
     def fetch(self, session: str, chunk: int, type: AttentionType) -> KeyValues:
-        return parse_key_values(self._wait("fetch", session, chunk, type.value))
+        return self._bring("fetch", session, chunk, type.value).key_values()
 
     def latents(self, session: str, chunk: int) -> Latents:
-        return parse_latents(self._wait("latents", session, chunk))
+        found = self._bring("latents", session, chunk).latents()  # kept for long, and a slot is not
+        return replace(found, video=found.video.clone(), audio=found.audio.clone())
 
     def records(self, session: str) -> dict[int, Record]:
         found: dict[int, Plain] = self._wait("records", session)
@@ -135,11 +141,9 @@ class RemoteTier(RestoreTier):
 
     # -- inside
 
-    def _keep(
-        self, session: str, chunk: int, adds: Held, nbytes: int, call: str, pack: Callable[[], tuple[Any, ...]]
-    ) -> None:
+    def _keep(self, session: str, chunk: int, adds: Held, goods: Goods, call: str, *arguments: Any) -> None:
         self._settle()
-        while self._sent and self._crowded(nbytes):
+        while self._sent and self._crowded(goods.nbytes):
             if self.clock() < self._away_until or not self._oldest(BRIEFLY_S):
                 self.refused += 1
                 return
@@ -149,18 +153,36 @@ class RemoteTier(RestoreTier):
             held = chunks.get(chunk, NOTHING)
             chunks[chunk] = replace(held, types=held.types | adds.types, latents=held.latents or adds.latents)
 
-        self._send(change, call, session, chunk, *pack(), nbytes=nbytes)
+        cargo, lease = self.staging.load(goods)
+        self._send(change, call, session, chunk, *arguments, cargo, nbytes=cargo.nbytes, lease=lease)
 
     def _crowded(self, nbytes: int) -> bool:
         return len(self._sent) >= CALLS or sum(s.nbytes for s in self._sent) + nbytes > self.in_flight
 
-    def _send(self, change: Callable[[Index], Any], call: str, *arguments: Any, nbytes: int = 0) -> None:
+    def _send(
+        self,
+        change: Callable[[Index], Any],
+        call: str,
+        *arguments: Any,
+        nbytes: int = 0,
+        lease: Lease | None = None,
+    ) -> None:
         change(self.index)
-        self._sent.append(Sent(self.call(call, *arguments), change, nbytes))
+        number, answer = self.staging.called(), self.call(call, *arguments)
+        self._sent.append(Sent(number, answer, change, nbytes, lease=lease))
         self._settle()
+
+    def _greet(self) -> None:
+        """Ask whether the store reaches our slots, through which nothing goes before it said so."""
+        self.staging.open = False
+        if self.staging.region is not None:
+            number, answer = self.staging.called(), self.call("greet", self.staging.region.ticket)
+            self._sent.append(Sent(number, answer, lambda index: None, greets=True))
 
     def _settle(self) -> None:
         """Take the answers that have come, without waiting."""
+        if self.staging.due() and not any(sent.greets for sent in self._sent):
+            self._greet()
         while self._sent and self._sent[0].answer.done():
             self._oldest(0)
 
@@ -173,27 +195,75 @@ class RemoteTier(RestoreTier):
             return False
         except FAILURES as error:  # whatever the store raised, it does not have what was sent
             self._sent.popleft()
+            self.staging.failed(error)
+            self._over(sent.number, sent.lease, error)
             self._lost(error)
         else:
             self._sent.popleft()
+            self._over(sent.number, sent.lease)
+            if sent.greets:
+                self.staging.reachable(sent.number, answer.result)
             if sent.asks:
                 self._believe(answer)
             else:
                 self._heed(answer)
         return True
 
-    def _wait(self, call: str, *arguments: Any) -> Any:
-        """The result of a call. Raises ``RecordLost``."""
+    def _over(self, number: int, lease: Lease | None, error: Exception | None = None) -> None:
+        """A call has come to its end; who raised ``ServiceError`` may be dead, or only far away."""
+        unknown = isinstance(error, (ServiceError, TimeoutError))
+        if lease is not None:
+            if unknown:
+                self.staging.bury(lease)
+            elif isinstance(error, TransferPending):
+                self.staging.abandon(lease)
+            else:
+                self.staging.release(lease)
+        if not unknown:
+            self.staging.answered(number)
+
+    def _bring(self, call: str, *arguments: Any) -> Goods:
+        """What a call brings back: through a slot, or, if that fails, within the call. Raises ``RecordLost``."""
+        landing = self.staging.landing()
+        if landing is not None:
+            try:
+                cargo = self._wait(call, *arguments, landing.offer, landing=landing)
+            except TransferFailed as error:
+                self.staging.failed(error)
+            else:
+                try:
+                    return self.staging.unload(cargo, landing)
+                except (TransferFailed, RecordCorrupt) as error:
+                    self.staging.failed(error)
+        cargo = self._wait(call, *arguments)
+        try:
+            return self.staging.unload(cargo, None)
+        except RecordCorrupt as error:
+            self.staging.failed(error)
+            raise
+
+    def _wait(self, call: str, *arguments: Any, landing: Landing | None = None) -> Any:
+        """The result of a call; ``landing`` is released or buried if there is none. Raises ``RecordLost``."""
+        lease = None if landing is None else landing.lease
         if self.clock() < self._away_until:
+            if lease is not None:
+                self.staging.release(lease)
             raise RecordLost("the restore store did not answer a moment ago")
+        number = self.staging.called()
         try:
             answer = self.call(call, *arguments).result(self.patience_s)
         except ServiceError as error:
+            self._over(number, lease, error)
             self._lost(error)
             raise RecordLost(f"the restore store has gone: {error}") from error
         except TimeoutError as error:
+            self._over(number, lease, error)
             self._away_until = self.clock() + AWAY_S
             raise RecordLost(f"the restore store has not answered for {self.patience_s:g} s") from error
+        except RecordLost as error:
+            self._over(number, lease, error)
+            raise
+        self.staging.answered(number)
         self._settle()
         self._heed(answer)
         return answer.result
@@ -201,9 +271,12 @@ class RemoteTier(RestoreTier):
     def _heed(self, answer: Answer) -> None:
         """Ask what the store holds, if it has dropped something or begun anew since it was last asked."""
         known, self._known = self._known, (answer.incarnation, answer.losses)
+        if known is not None and known[0] != answer.incarnation:
+            self._greet()
         if (known or (answer.incarnation, 0)) == self._known or any(sent.asks for sent in self._sent):
             return  # an answer that is on its way tells of this too
-        self._sent.append(Sent(self.call("holdings", list(self.index)), lambda index: None, asks=True))
+        number, answered = self.staging.called(), self.call("holdings", list(self.index))
+        self._sent.append(Sent(number, answered, lambda index: None, asks=True))
 
     def _believe(self, answer: Answer) -> None:
         """Make the index what the store said, and what was sent since."""

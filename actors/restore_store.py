@@ -4,10 +4,15 @@ import secrets
 from dataclasses import dataclass, field
 from typing import Any
 
+from actors.cargo import Cargo, Goods
+from actors.dock import Dock
+from actors.transport.base import Offer, Ticket
 from actors.vault import HostVault
-from cache.records import Plain, parse_key_values, parse_latents, plain_key_values, plain_latents, plain_record
+from cache.records import plain_record
 from cache.spec import AttentionType
 from cache.tiers import HostTier
+
+WARM_BYTES = 256 << 20  # idle buffers that are kept for what comes next, at most
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,8 @@ class Answer:
 class RestoreStore:
     """``cache.tiers.HostTier`` and a vault, behind calls whose arguments and results are plain data.
 
+    Tensors come and go as ``Cargo``: in the call, or one-sided through a slot of the caller's that the call names.
+
     Args:
         host_bytes: bound of the records; at it the least useful make room.
         vault_bytes: bound of the streams that are put away; at it the next is refused.
@@ -39,25 +46,31 @@ class RestoreStore:
 
     def __post_init__(self) -> None:
         self.tier = HostTier(self.host_bytes)
+        self.dock = Dock(min(WARM_BYTES, self.host_bytes // 8))
         self.vault = HostVault(self.vault_bytes)
 
-    def keep_latents(self, session: str, chunk: int, latents: Plain) -> Answer:
-        """See ``RestoreTier.keep_latents``."""
-        self.tier.keep_latents(session, chunk, parse_latents(latents))
+    def greet(self, ticket: Ticket) -> Answer:
+        """See ``Dock.greet``."""
+        return self._answer(self.dock.greet(ticket))
+
+    def keep_latents(self, session: str, chunk: int, latents: Cargo) -> Answer:
+        """See ``RestoreTier.keep_latents``; raises ``TransferFailed`` and ``RecordCorrupt``."""
+        self.tier.keep_latents(session, chunk, self.dock.take(latents).latents())
         return self._answer()
 
-    def offload(self, session: str, chunk: int, type: str, payload: Plain) -> Answer:
-        """See ``RestoreTier.offload``."""
-        self.tier.offload(session, chunk, AttentionType(type), parse_key_values(payload))
+    def offload(self, session: str, chunk: int, type: str, payload: Cargo) -> Answer:
+        """See ``RestoreTier.offload``; raises ``TransferFailed`` and ``RecordCorrupt``."""
+        self.tier.offload(session, chunk, AttentionType(type), self.dock.take(payload).key_values())
         return self._answer()
 
-    def fetch(self, session: str, chunk: int, type: str) -> Answer:
-        """Keys and values; raises ``RecordLost``."""
-        return self._answer(plain_key_values(self.tier.fetch(session, chunk, AttentionType(type))))
+    def fetch(self, session: str, chunk: int, type: str, landing: Offer | None = None) -> Answer:
+        """Keys and values, put into ``landing`` if they fit; raises ``RecordLost``, ``TransferFailed``."""
+        goods = Goods.of_key_values(self.tier.fetch(session, chunk, AttentionType(type)))
+        return self._answer(self.dock.give(goods, landing))
 
-    def latents(self, session: str, chunk: int) -> Answer:
-        """Clean latents; raises ``RecordLost``."""
-        return self._answer(plain_latents(self.tier.latents(session, chunk)))
+    def latents(self, session: str, chunk: int, landing: Offer | None = None) -> Answer:
+        """Clean latents, put into ``landing`` if they fit; raises ``RecordLost``, ``TransferFailed``."""
+        return self._answer(self.dock.give(Goods.of_latents(self.tier.latents(session, chunk)), landing))
 
     def records(self, session: str) -> Answer:
         """Everything about a session, by chunk."""
@@ -108,7 +121,13 @@ class RestoreStore:
             "dropped_key_values": tier.dropped_key_values,
             "dropped_latents": tier.dropped_latents,
             **{f"vault_{name}": value for name, value in vault.items()},
+            **{f"transfer_{name}": value for name, value in self.dock.statistics().items()},
         }
+
+    def check_integrity(self) -> None:
+        """Tier and dock are as they must be."""
+        self.tier.check_integrity()
+        self.dock.check_integrity()
 
     def _answer(self, result: Any = None) -> Answer:
         return Answer(self.incarnation, self.tier.dropped_key_values + self.tier.dropped_latents, result)

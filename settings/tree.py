@@ -10,7 +10,9 @@ from pydantic import ConfigDict, with_config
 import models
 from actors.limits import Limits
 from actors.pace import Pace
+from actors.staging import StagingConfig
 from actors.telemetry import Telemetry
+from actors.transport.choose import Transport
 from cache.keep_set import Budgets
 from cache.policies import ALL, Policy
 from errors import ConfigError, GeometryError
@@ -96,6 +98,9 @@ class ServiceSettings:
         host_bytes: host memory of a restore store for evicted chunks; ``engine.host_bytes`` is for takes without a
             service.
         vault_bytes: host memory of a restore store for streams that are put away.
+        transport: how chunks go to the restore store and back: through ``shared`` memory, where it is on the same
+            machine, else within calls; by ``nixl`` (UCX), from wherever it is; or ``inline``, within calls.
+        staging: the slots of a generator through which they go.
         stuck_s: a step that takes longer is taken for stuck, and its generator replaced.
         durability: what survives a generator's loss: ``none``; ``latents``, from which its sessions' memory is computed
             anew; or ``kv``, keys and values too, and they go on bit for bit. (``engine.durability`` is for takes
@@ -114,6 +119,8 @@ class ServiceSettings:
     store_resources: dict[str, float] = field(default_factory=dict)
     host_bytes: int = 4 << 30
     vault_bytes: int = 4 << 30
+    transport: Transport = "shared"
+    staging: StagingConfig = field(default_factory=StagingConfig)
     stuck_s: float = 120.0
     durability: Durability = "latents"
     pace: Pace = field(default_factory=Pace)

@@ -56,6 +56,14 @@ def test_imports_run_one_way(path: Path) -> None:
             assert here in RESTRICTED[name], f"{here} imports {name}"
 
 
+def test_nixl_is_imported_in_one_file_when_it_is_asked_for() -> None:
+    door = ROOT / "actors" / "transport" / "nixl.py"
+    for path in SOURCES:
+        if owner(path) not in OUTSIDE:
+            assert not {"nixl", "nixl_cu12"} & imported(path), path  # nor there: by importlib, inside a function
+            assert path == door or "nixl_cu12" not in path.read_text(), path
+
+
 def test_the_leaves_need_the_standard_library_and_msgpack_only() -> None:
     import sys
 

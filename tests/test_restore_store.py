@@ -59,8 +59,11 @@ class Twins(RuleBasedStateMachine):
     @initialize(budget=st.sampled_from([0, 200, 1 << 20]))
     def build(self, budget: int) -> None:
         self.line = Line(RestoreStore(budget, 0))
-        self.remote, self.twin = RemoteTier(self.line.call), HostTier(budget)
-        self.other = RemoteTier(self.line.call)  # of another generator
+        self.remote, self.twin = self.tier(), HostTier(budget)
+        self.other = self.tier()  # of another generator
+
+    def tier(self) -> RemoteTier:
+        return RemoteTier(self.line.call)
 
     @rule(session=SESSIONS, chunk=CHUNKS, kind=st.sampled_from(TYPES), role=st.sampled_from([Role.RECENT, *Role]))
     def offload(self, session: str, chunk: int, kind: AttentionType, role: Role) -> None:

@@ -1,0 +1,267 @@
+"""A generator's end of the transport: warm slots through which evicted chunks leave and returning ones arrive."""
+
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from actors.cargo import Cargo, Goods, unpacked, unpacked_inline
+from actors.transport.base import Offer, Region
+from cache.lent import Bytes, WarmBuffers, lent
+from cache.transfer import Lease, SlotBook
+from errors import ConfigError, IntegrityError, PeerGone, RecordCorrupt, SlotRecycled, TransferFailed, TransferPending
+
+LOG = logging.getLogger("longtake.store")
+
+
+@dataclass(frozen=True)
+class StagingConfig:
+    """The slots of a generator; ``slots`` times ``slot_bytes`` of host memory, touched when it begins.
+
+    Args:
+        slot_bytes: a payload that is larger goes within its call; one slot should hold a chunk of the largest
+            attention type.
+        small_bytes: payloads at most this large go within their calls, which carry as much anyway.
+        lease_s: a slot that the store has been given for longer is given up, and used again once the store is
+            known to have left it.
+    """
+
+    slots: int = 8
+    slot_bytes: int = 8 << 20
+    small_bytes: int = 32 << 10
+    lease_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.slots < 2 or self.slot_bytes < 4096 or self.small_bytes < 0 or self.lease_s <= 0:
+            raise ConfigError(f"{self}: expected 2 slots or more of 4,096 bytes or more, and a lease above 0 s")
+
+
+class Landing(NamedTuple):
+    """A slot that waits for what comes back."""
+
+    offer: Offer
+    lease: Lease
+
+
+class Staging:
+    """Slots of a region for one store's calls, and what went through them. For one thread.
+
+    Nothing goes through the region before the store said that it reaches it. Answers free slots; what was given up is
+    freed when the region says that nobody is in it, or, where it cannot tell, when the store has answered a later call.
+    """
+
+    def __init__(
+        self, region: Region | None, config: StagingConfig, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """``region``: has the slots of ``config``; ``None``: everything goes within calls."""
+        self.region, self.config, self.clock = region, config, clock
+        self.book = SlotBook(config.slots, config.lease_s)
+        self.open = False
+        self.moved: Counter[tuple[str, str]] = Counter()  # bytes by direction and path
+        self.inline: Counter[str] = Counter()  # payloads that went within calls although there is a region, by reason
+        self.failures: Counter[str] = Counter()
+        self._calls = 0
+        self._graves: dict[Lease, int] = {}  # the newest call when it was buried
+        self._pending: dict[Lease, int] = {}  # of graves that no answer frees: the newest call then
+        self._greet_at = float("inf")
+        self._given_back: deque[Lease] = deque()
+        self._warm = WarmBuffers(config.slots * config.slot_bytes // 2)
+
+    # -- calls, in their order
+
+    def called(self) -> int:
+        """The number of a call that is sent now."""
+        self._calls += 1
+        return self._calls
+
+    def answered(self, number: int) -> None:
+        """The store has answered this call, and so has done with all before it."""
+        self._reap(number)
+
+    # -- slots
+
+    def load(self, goods: Goods) -> tuple[Cargo, Lease | None]:
+        """Goods for a call: in a slot, whose lease must be released or buried when the call is over, or within it."""
+        lease = self._reserve(goods.nbytes)
+        nbytes, checksum = goods.nbytes, goods.checksum()
+        if lease is None or self.region is None:
+            self.moved["out", "inline"] += nbytes
+            return Cargo(goods.layout, goods.rest, nbytes, checksum, goods.to_bytes()), None
+        goods.write(self.region.payload(lease.slot))
+        offer = Offer(self.region.ticket, lease.slot, lease.generation, nbytes, checksum)
+        self.region.announce(offer)
+        self.moved["out", self.region.ticket.kind] += nbytes
+        return Cargo(goods.layout, goods.rest, nbytes, checksum, offer), lease
+
+    def landing(self) -> Landing | None:
+        """A slot for what a call brings back, which must be unloaded, released or buried; ``None``: within the call."""
+        lease = self._reserve(self.config.slot_bytes)
+        if lease is None or self.region is None:
+            return None
+        offer = Offer(self.region.ticket, lease.slot, lease.generation, self.config.slot_bytes)
+        self.region.announce(offer)
+        return Landing(offer, lease)
+
+    def unload(self, cargo: Cargo, landing: Landing | None) -> Goods:
+        """What came back, verified; its tensors view the slot, which is free once they are gone, or a copy.
+
+        Raises:
+            RecordCorrupt: it is not what was sent.
+            TransferFailed: the slot was given up before the answer came.
+        """
+        if isinstance(cargo.where, bytes):
+            if landing is not None:
+                self.release(landing.lease)
+            goods = unpacked_inline(cargo, cargo.where)
+            self.moved["in", "inline"] += cargo.nbytes
+            return goods
+        if landing is None or cargo.where != landing.offer or self.region is None:
+            raise TransferFailed("the store put what was asked for into another slot")
+        lease, slot = landing.lease, landing.lease.slot
+        self.region.revoke(slot)
+        if self.region.deserted(slot) is False or not self.book.hold(lease):
+            self.bury(lease)
+            raise TransferFailed(f"slot {slot} was given up, or somebody is in it, when the answer came")
+        try:
+            goods = unpacked(cargo, self._kept(lease, cargo.nbytes))
+        except RecordCorrupt:
+            self.book.release(lease)
+            raise
+        self.moved["in", self.region.ticket.kind] += cargo.nbytes
+        return goods
+
+    def release(self, lease: Lease) -> None:
+        """The call is over: the store has answered it."""
+        if self.region is None or self.book.use(lease) is None or lease in self._pending:
+            return
+        self.region.revoke(lease.slot)
+        if self.region.deserted(lease.slot) is False:
+            self.bury(lease)  # somebody else is in it, who has no business there
+        elif self.book.release(lease):
+            self._graves.pop(lease, None)
+
+    def bury(self, lease: Lease) -> None:
+        """Nobody knows whether the call is over."""
+        if self.region is not None and self.book.bury(lease):
+            self.region.revoke(lease.slot)
+            self._graves[lease] = self._calls
+
+    def abandon(self, lease: Lease) -> None:
+        """The store has given up and may still write; only a greeting that is sent from now on tells when not."""
+        self.bury(lease)
+        if self._graves.pop(lease, None) is not None:
+            self._pending[lease] = self._calls
+            self._close_until_greeted()
+
+    def failed(self, error: Exception) -> None:
+        """Count a transfer that failed."""
+        kinds = {
+            RecordCorrupt: "unverified",
+            SlotRecycled: "recycled",
+            PeerGone: "gone",
+            TransferPending: "pending",
+            TransferFailed: "failed",
+        }
+        for kind, name in kinds.items():
+            if isinstance(error, kind):
+                self.failures[name] += 1
+                LOG.warning("a transfer failed", extra={"reason": str(error)})
+                return
+
+    def due(self) -> bool:
+        """Whether it is time to greet the store once more."""
+        return self.region is not None and not self.open and self.clock() >= self._greet_at
+
+    def reachable(self, number: int, reason: str) -> None:
+        """What the store said when it was greeted by this call: nothing, or why it cannot reach the region."""
+        overtaken = any(abandoned > number for abandoned in self._pending.values())
+        self.open = not reason and not overtaken
+        if not reason:
+            for lease in [lease for lease, abandoned in self._pending.items() if abandoned < number]:
+                del self._pending[lease]
+                self._graves[lease] = 0
+        else:
+            self._close_until_greeted()
+            LOG.warning("the restore store cannot reach our memory; chunks go within calls", extra={"reason": reason})
+
+    # -- books
+
+    @property
+    def graveyard_bytes(self) -> int:
+        """Bytes that are not used because a transfer which was given up may still touch them."""
+        return self.book.statistics().grave * self.config.slot_bytes
+
+    def statistics(self) -> dict[str, int]:
+        """Bytes by direction and path, slots by use, failures."""
+        slots = self.book.statistics()
+        return {
+            **{f"{direction}_{path}_bytes": n for (direction, path), n in self.moved.items()},
+            **{f"slots_{name}": getattr(slots, name) for name in ("free", "leased", "held", "grave")},
+            **{f"inline_{reason}": n for reason, n in self.inline.items()},
+            **{f"failed_{what}": n for what, n in self.failures.items()},
+            "graveyard_bytes": self.graveyard_bytes,
+        }
+
+    def check_integrity(self) -> None:
+        """Every slot has one use, and graves are known."""
+        self.book.check_integrity()
+        self._warm.check_integrity()
+        known = len(self._graves) + len(self._pending)
+        if known != self.book.statistics().grave:
+            raise IntegrityError(f"{known} graves are known, {self.book.statistics().grave} are there")
+
+    def close(self) -> None:
+        """Let nobody in any more."""
+        self.open = False
+        if self.region is not None:
+            self.region.close()
+
+    # -- inside
+
+    def _reserve(self, nbytes: int) -> Lease | None:
+        if self.region is None or nbytes <= self.config.small_bytes:
+            return None
+        reason = "unreachable" if not self.open else "large" if nbytes > self.config.slot_bytes else ""
+        lease = None
+        if not reason:
+            self._reap(0)
+            lease, reason = self.book.reserve(self.clock()), "full"
+        if lease is None:
+            self.inline[reason] += 1
+        return lease
+
+    def _reap(self, answered: int) -> None:
+        """Bury what is over, free what was given back, and what is known to be dead."""
+        while self._given_back:
+            self.book.release(self._given_back.popleft())
+        if self.region is None:
+            return
+        region = self.region
+        for lease in self.book.expire(self.clock()):
+            region.revoke(lease.slot)
+            self._graves[lease] = self._calls
+
+        def dead(lease: Lease) -> bool:
+            if lease in self._pending:
+                return False
+            deserted = region.deserted(lease.slot)
+            return self._graves[lease] < answered if deserted is None else deserted
+
+        for lease in self.book.exhume(dead):
+            del self._graves[lease]
+
+    def _close_until_greeted(self) -> None:
+        self.open, self._greet_at = False, self.clock() + self.config.lease_s
+
+    def _kept(self, lease: Lease, nbytes: int) -> Bytes:
+        """What is in a slot that is held: in place, or copied where every other slot is held already."""
+        assert self.region is not None
+        payload = self.region.payload(lease.slot)[:nbytes]
+        if self.book.statistics().held * 2 <= self.config.slots:
+            return lent(payload, lambda: self._given_back.append(lease))
+        copy = self._warm.take(nbytes)
+        copy[:] = payload
+        self.book.release(lease)
+        return copy

@@ -1,0 +1,1 @@
+"""How bytes go between a generator and a restore store: one-sided, through slots that the generator owns."""
