@@ -22,7 +22,8 @@ LongtakeError
 │   ├── BadMessage         a message that is malformed, too long, or says what cannot be
 │   ├── NotAllowed         the key is missing or wrong
 │   ├── SessionMoved       its generator has gone or given it away; connect again
-│   └── FencedOff          another generator has taken this session over
+│   ├── FencedOff          another generator has taken this session over
+│   └── JournalDown        the ledger's journal cannot be read or written now; nothing was acknowledged
 └── CacheError             the cache refuses, or found itself inconsistent
     ├── PoolExhausted      no memory slots left for what was asked; nothing was changed
     ├── TransactionError   begin, commit and abort out of order
@@ -176,6 +177,12 @@ class FencedOff(ServiceError):
     """Another generator has taken this session over; whoever is told so must stop writing."""
 
     code = "fenced_off"
+
+
+class JournalDown(ServiceError):
+    """The ledger's journal cannot be read or written now; nothing was acknowledged, and asking again is right."""
+
+    code = "journal_down"
 
 
 class CacheError(LongtakeError):

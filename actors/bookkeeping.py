@@ -12,7 +12,7 @@ from opentelemetry import trace
 
 from actors.ledger_service import Entry, LedgerShard, Statement, Verdict
 from actors.metrics import Meter
-from errors import FencedOff, LongtakeError, NoCapacity, ServiceError, UnknownSession
+from errors import FencedOff, JournalDown, LongtakeError, NoCapacity, ServiceError, UnknownSession
 
 LOG, TRACER = logging.getLogger("longtake.ledger"), trace.get_tracer("longtake")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
@@ -89,6 +89,8 @@ class Bookkeeper:
     Args:
         state: whole books of a session, from the compute thread.
         patience_s: how long a commit is tried again while the service does not answer.
+        outage_s: how long while it answers that its journal is down. The session stands still then, with the chunks
+            that it has; whoever watches sees a pause.
     """
 
     def __init__(
@@ -97,9 +99,11 @@ class Bookkeeper:
         state: State,
         meter: Meter,
         patience_s: float = 60.0,
+        outage_s: float = 600.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.ledger, self.state, self.meter, self.patience_s, self.clock = ledger, state, meter, patience_s, clock
+        self.ledger, self.state, self.meter, self.clock = ledger, state, meter, clock
+        self.patience_s, self.outage_s = patience_s, outage_s
         self.epochs: dict[str, int] = {}
 
     async def open(self, session: str) -> None:
@@ -149,7 +153,7 @@ class Bookkeeper:
             return found
 
     async def _confirm(self, entries: Sequence[Entry]) -> dict[str, LongtakeError | None]:
-        until, pause = self.clock() + self.patience_s, FIRST_PAUSE_S
+        began, pause = self.clock(), FIRST_PAUSE_S
         shard = self.ledger.shard(entries[0].session)
         settled: dict[str, LongtakeError | None] = {}
         while True:
@@ -162,7 +166,8 @@ class Bookkeeper:
                 return settled
             except ServiceError as error:
                 LOG.warning("the ledger service does not answer", extra={"shard": shard, "reason": str(error)})
-                if self.clock() + pause > until:
+                patience_s = self.outage_s if isinstance(error, JournalDown) else self.patience_s
+                if self.clock() + pause > began + patience_s:
                     return {e.session: settled.get(e.session, error) for e in entries}
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)

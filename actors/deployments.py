@@ -78,7 +78,7 @@ class GeneratorReplica:
         self.directory = directory()
         store = restore_store(around)
         see = None if segmenter is None else partial(seen_by, segmenter, around.sight_s)
-        ledger = RemoteLedger(around.ledgers)
+        ledger = RemoteLedger(around.ledgers, around.journal)
         self.generator = Generator(
             build(RemoteVault(store), RemoteTier(store_calls(store), staging=staging(around))),
             see=see,

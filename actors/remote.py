@@ -1,5 +1,6 @@
 """Other processes as a generator and a gateway call them: Ray actors by their names, and their errors made plain."""
 
+import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -7,6 +8,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import ray
@@ -16,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.bookkeeping import Ledger
 from actors.directory import SessionDirectory
+from actors.journals import JournalSettings, build_journal
 from actors.ledger_service import Entry, LedgerShard, Statement, Verdict, shard_of
 from actors.ray_meter import RayMeter
 from actors.remote_tier import Call
@@ -27,7 +30,8 @@ from actors.worker import Vault
 from errors import LongtakeError, ServiceError
 
 NAMESPACE = "longtake"
-GAUGES_S, VAULT_S = 5.0, 20.0
+LOG = logging.getLogger("longtake.ledger")
+GAUGES_S, VAULT_S, TEND_S = 5.0, 20.0, 1.0
 REPLICAS = "serve"  # the namespace of Serve's own actors
 DIRECTORY, STORE, LEDGER = "session-directory", "restore-store", "ledger"
 
@@ -78,6 +82,7 @@ class Around:
     transport: Transport
     staging: StagingConfig
     ledgers: int
+    journal: JournalSettings
     stuck_s: float
     sight_s: float
     telemetry: Telemetry
@@ -173,11 +178,57 @@ class RemoteVault(Vault):
         self.handle.drop.remote(session)
 
 
-class RemoteLedger(Ledger):
-    """The ledger service's shards, each a named actor that Ray makes anew, empty, if it dies."""
+class ShardActor(LedgerShard):
+    """A shard with its journal, which it tends every second, and how that fares as ``shard`` in metrics."""
 
-    def __init__(self, shards: int) -> None:
-        self.shards = [shared(f"{LEDGER}-{i}", LedgerShard) for i in range(shards)]
+    def __init__(self, shard: int, of: int, settings: JournalSettings) -> None:
+        super().__init__(journal=build_journal(settings, shard, of, session_folder()))
+        self.name, self.meter = str(shard), RayMeter()
+        me = ray.get_runtime_context().current_actor
+        threading.Thread(target=self._beat, args=(me,), name="tend", daemon=True).start()
+
+    @staticmethod
+    def _beat(me: Handle) -> None:
+        while True:  # by way of the actor's own queue: books and journal are for one thread
+            try:
+                ray.get(me.tend.remote())
+            except RayError as error:
+                LOG.error("the journal could not be tended", extra={"reason": repr(error)})
+            time.sleep(TEND_S)
+
+    def tend(self) -> None:
+        """See ``LedgerShard.tend``."""
+        super().tend()
+        found = {name: float(n) for name, n in self.statistics().items()}
+        self.meter.set("journal_down", found["journal_down"], shard=self.name)
+        self.meter.set("journal_unwritten", found["journal_unwritten"], shard=self.name)
+        for what in ("live", "held"):
+            self.meter.set("journal_bytes", found[f"journal_{what}_bytes"], shard=self.name, what=what)
+        for what in ("failures", "damaged", "lost"):
+            self.meter.set("journal_troubles", found[f"journal_{what}"], shard=self.name, what=what)
+
+
+def session_folder() -> Path:
+    """A folder in Ray's directory of this session on this node: it goes with the cluster."""
+    node: Any = ray._private.worker._global_node  # Ray has no public name for it
+    return Path(node.get_session_dir_path()) / "longtake"
+
+
+def near_the_head(settings: JournalSettings) -> dict[str, Any]:
+    """Where a shard is to be: with a file, on the node that lives as long as the cluster, while that lives."""
+    if settings.kind != "file":
+        return {}
+    nodes: Any = ray.nodes()  # type: ignore[no-untyped-call]
+    heads = [node["NodeID"] for node in nodes if node["Alive"] and "node:__internal_head__" in node["Resources"]]
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(heads[0], soft=True)} if heads else {}
+
+
+class RemoteLedger(Ledger):
+    """The ledger service's shards, named actors that Ray makes anew if they die, and that read their journals then."""
+
+    def __init__(self, shards: int, journal: JournalSettings) -> None:
+        where = near_the_head(journal)
+        self.shards = [shared(f"{LEDGER}-{i}", ShardActor, i, shards, journal, **where) for i in range(shards)]
 
     def shard(self, session: str) -> int:
         return shard_of(session, len(self.shards))

@@ -9,6 +9,7 @@ and its value is read as YAML. A mapping is merged key by key, everything else i
 import difflib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import reduce
@@ -131,6 +132,11 @@ def _validated(adapter: TypeAdapter[T], plain: Any, origin: str, known: list[str
 
 
 def _explained(error: Any, origin: str, known: Sequence[str], variables: Sequence[str]) -> str:
+    """In words, without the passwords of addresses."""
+    return re.sub(r"://[^/@\s]*@", "://***@", _in_words(error, origin, known, variables))
+
+
+def _in_words(error: Any, origin: str, known: Sequence[str], variables: Sequence[str]) -> str:
     key = ".".join(str(part) for part in error["loc"])
     name = next((v for v in variables if f"{v}__".startswith(f"{PREFIX}{key}.".replace(".", "__").upper())), origin)
     where = f"{key} ({name})" if key else name

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import ConfigDict, with_config
 
 import models
+from actors.journals import JournalSettings
 from actors.limits import Limits
 from actors.pace import Pace
 from actors.staging import StagingConfig
@@ -90,7 +91,7 @@ class ServiceSettings:
     Args:
         gateways, generators: replicas of each.
         cpus, gpus: of one generator, as Ray counts them; a fraction of a GPU is allowed.
-        ledgers: shards of the ledger service.
+        ledgers: shards of the ledger service; ``journal``: what their books survive in.
         segmenters: replicas of the segmenter, where ``segmenter.kind`` wants one; ``segmenter_gpus`` of each.
         sight_s: a finding that takes longer is given up; the anchor waits for the next one.
         store: one restore store per ``node`` that has generators, or one in the ``cluster``, where ``store_resources``
@@ -112,6 +113,7 @@ class ServiceSettings:
     cpus: float = 1.0
     gpus: float = 0.0
     ledgers: int = 1
+    journal: JournalSettings = field(default_factory=JournalSettings)
     segmenters: int = 1
     segmenter_gpus: float = 0.0
     sight_s: float = 30.0

@@ -1,8 +1,10 @@
 """The ledger service: books outside the generator that stay the same, each commit once, and one writer a session."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,7 @@ from actors.order import Order
 from actors.pace import Pace
 from actors.worker import Direction
 from cache.books import CacheConfig
+from cache.file_journal import FileJournal, Keeping
 from cache.keep_set import Budgets, RoleBudget
 from cache.manager import CacheManager
 from cache.policies import SceneMemory
@@ -22,6 +25,7 @@ from cache.tiers import HostTier
 from errors import FencedOff, IntegrityError, NoCapacity, ServiceError, SessionMoved, UnknownSession
 from models.segmenter import Finding
 from tests.builders import tiny_backbone
+from tests.full_disk import limited
 from tests.service import generator, run, until
 from tests.test_generator import BALL, RING, of, take
 
@@ -239,6 +243,26 @@ def test_a_ledger_service_that_fails_or_hangs_ends_the_take_with_a_word(
             assert messages[-1]["state"] == State.FAILED
             assert said in messages[-1]["reason"]
             made.check_health()
+
+    run(test)
+
+
+def test_while_the_journal_is_down_nothing_is_shown_and_the_take_goes_on_when_it_is_back(tmp_path: Path) -> None:
+    async def test() -> None:
+        shard = LedgerShard(journal=FileJournal(tmp_path / "j", Keeping(), time.monotonic))
+        async with generator(Pace(lead=2), ledger=OwnLedger(shard)) as made:
+            made.loop.books.patience_s = 0.0  # which is for a service that does not answer
+            await made.create("a", BALL)
+            await take(made, "a", 2)
+            await until(lambda: made.sessions["a"].next_chunk == 4)
+            with limited((tmp_path / "j").stat().st_size):
+                waits = asyncio.create_task(take(made, "a", 4, after=1))
+                await until(lambda: shard.statistics()["journal_failures"] > 3)
+                assert made.sessions["a"].next_chunk == 4
+                assert shard.statistics()["journal_down"] == 1
+            assert [m["index"] for m in of(await waits, "chunk")] == [2, 3, 4, 5]
+            assert shard.statistics()["journal_down"] == 0
+        shard.journal.close()
 
     run(test)
 

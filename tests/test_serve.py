@@ -14,7 +14,7 @@ ray = pytest.importorskip("ray")
 from ray import serve  # noqa: E402
 from ray.util import list_named_actors  # noqa: E402
 
-from actors.remote import DIRECTORY, NAMESPACE  # noqa: E402
+from actors.remote import DIRECTORY, LEDGER, NAMESPACE, session_folder  # noqa: E402
 from client import Client  # noqa: E402
 from errors import NoCapacity, UnknownSession  # noqa: E402
 from media.reading import read  # noqa: E402
@@ -145,6 +145,37 @@ def kill(member: str) -> None:
     """End a generator's process, as a machine would that runs out of memory."""
     name = next(a["name"] for a in list_named_actors(all_namespaces=True) if member in (a["name"] or ""))
     ray.kill(ray.get_actor(name, "serve"))
+
+
+def test_a_stream_goes_on_when_its_ledger_shard_is_killed_and_no_epoch_is_lost(service: str) -> None:
+    async def test() -> None:
+        async with Client(service) as client:
+            session = (await client.create(BALL))["session"]
+            await film(client, session, 4)
+            shard = ray.get_actor(f"{LEDGER}-0", NAMESPACE)
+            before, statement = ray.get(shard.read.remote(session))
+            seen: list[int] = []
+            async with client.watch(session) as watch:
+                async for message in watch:
+                    if message["type"] == "chunk":
+                        seen.append(message["index"])
+                        if len(seen) == 6:
+                            ray.kill(shard, no_restart=False)
+                        if len(seen) == 16:
+                            break
+                assert watch.reconnected == 0
+            assert seen == list(range(16))
+            after, found = ray.get(shard.read.remote(session))
+            told = ray.get(shard.statistics.remote())
+            assert after == before == 1
+            assert found.number > statement.number
+            assert found.order == statement.order
+            assert told["booked"] > 0
+            assert (told["behind"], told["differs"], told["journal_down"], told["journal_lost"]) == (0, 0, 0, 0)
+            assert [f.name for f in session_folder().glob("*.journal")] == ["ledger-0-of-1.journal"]
+            await client.stop(session)
+
+    asyncio.run(test())
 
 
 async def film(client: Client, session: str, chunks: int = 4) -> bytes:

@@ -190,3 +190,11 @@ def test_a_bad_cue_is_named(written: Write, text: str, words: tuple[str, ...]) -
         read_script(written(text))
     for word in words:
         assert word in str(raised.value)
+
+
+def test_the_password_of_an_address_is_in_no_error() -> None:
+    for wrong in ({"ulr": "redis://:secret@host:1/0"}, {"kind": "redis", "url": ["redis://me:secret@host"]}):
+        with pytest.raises(ConfigError) as caught:
+            load({"service": {"journal": wrong}}, {})
+        assert "secret" not in str(caught.value)
+        assert "://***@host" in str(caught.value)
