@@ -113,10 +113,19 @@ class Generator:
     async def control(self, session: str, direction: Direction) -> dict[str, Any]:
         """Direct a session; the receipt says from which chunk it holds."""
         live = self._open(session)
-        await self._ensure_on(live)
-        begin, entry = await self.loop.between(self._directed, session, direction)
-        await self._confirmed(live, entry)
+        async with live.directing:
+            await self._ensure_on(live)
+            if direction.do == "return":
+                await self._announce(live, direction.scene)
+            begin, entry = await self.loop.between(self._directed, session, direction)
+            await self._confirmed(live, entry)
         return {"session": session, "do": direction.do, "from": begin}
+
+    async def _announce(self, live: Live, scene: str) -> None:
+        """Let a scene come nearer while some more chunks are made, if it is not here already; a few at most."""
+        for _ in range(self.worker.engine.config.restore.lead):
+            if await self.loop.between(self.worker.announce, live.id, scene) or not live.due:
+                break
 
     async def pause(self, session: str) -> dict[str, Any]:
         """Put a session away until ``resume``; idempotent."""

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from actors.restore_store import Answer
 from actors.worker import FAILURES
@@ -31,7 +31,9 @@ from errors import RecordLost, ServiceError
 Index = dict[str, dict[int, Held]]
 Found = dict[str, dict[int, tuple[list[str], bool]]]
 Call = Callable[..., "Future[Answer]"]
+T = TypeVar("T")
 LOG = logging.getLogger("longtake.store")
+ELSEWHERE = "store"
 PATIENCE_S = 5.0
 AWAY_S = 10.0  # after a call that was not answered in time nothing is asked for
 CALLS = 4096  # on their way at most
@@ -72,6 +74,7 @@ class RemoteTier(RestoreTier):
         self.failures = 0
         self._unsaid = 0  # refused and failed calls that ``landed`` told of
         self._sent: deque[Sent] = deque()
+        self._begun: list[Future[Answer]] = []  # fetches that were not waited for; their answers are taken note of
         self._known: tuple[str, int] | None = None  # incarnation and losses
 
     # -- what the cache asks
@@ -94,6 +97,15 @@ class RemoteTier(RestoreTier):
 
     def latents(self, session: str, chunk: int) -> Latents:
         return parse_latents(self._wait("latents", session, chunk))
+
+    def begin_fetch(self, session: str, chunk: int, type: AttentionType) -> "Future[KeyValues]":
+        return self._begin(parse_key_values, "fetch", session, chunk, type.value)
+
+    def begin_latents(self, session: str, chunk: int) -> "Future[Latents]":
+        return self._begin(parse_latents, "latents", session, chunk)
+
+    def where(self, session: str, chunk: int) -> str:
+        return ELSEWHERE
 
     def records(self, session: str) -> dict[int, Record]:
         found: dict[int, Plain] = self._wait("records", session)
@@ -163,6 +175,13 @@ class RemoteTier(RestoreTier):
         """Take the answers that have come, without waiting."""
         while self._sent and self._sent[0].answer.done():
             self._oldest(0)
+        done, self._begun = [a for a in self._begun if a.done()], [a for a in self._begun if not a.done()]
+        for answer in done:
+            error = answer.exception()
+            if error is None:
+                self._heed(answer.result())
+            elif isinstance(error, ServiceError):
+                self._lost(error)
 
     def _oldest(self, seconds: float) -> bool:
         """Take the oldest answer; whether it came within ``seconds``."""
@@ -181,6 +200,31 @@ class RemoteTier(RestoreTier):
             else:
                 self._heed(answer)
         return True
+
+    def _begin(self, parse: Callable[[Any], T], call: str, *arguments: Any) -> "Future[T]":
+        """The result of a call, when it comes; whoever asks bounds how much is on its way."""
+        told: Future[T] = Future()
+        if self.clock() < self._away_until:
+            told.set_exception(RecordLost("the restore store did not answer a moment ago"))
+            return told
+        asked = self.call(call, *arguments)
+        self._begun.append(asked)
+
+        def tell(done: "Future[Answer]") -> None:
+            error = done.exception()
+            if isinstance(error, RecordLost):
+                told.set_exception(error)
+            elif error is None:
+                try:
+                    told.set_result(parse(done.result().result))
+                except RecordLost as unusable:
+                    told.set_exception(unusable)
+            else:
+                told.set_exception(RecordLost(f"the restore store has gone: {error}"))
+
+        asked.add_done_callback(tell)
+        self._settle()
+        return told
 
     def _wait(self, call: str, *arguments: Any) -> Any:
         """The result of a call. Raises ``RecordLost``."""
