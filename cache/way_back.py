@@ -12,6 +12,7 @@ from typing import Literal
 
 from errors import ConfigError, IntegrityError
 
+LEAST = 1e-12  # no estimate is less, be it of seconds or of seconds a byte: a clock may not have moved
 TIERS = 16  # tiers whose speed is remembered at most; the one that was longest not asked is guessed anew
 Way = Literal["load", "rebuild"]
 
@@ -73,7 +74,7 @@ class Estimate:
     def learn(self, sample: float) -> None:
         """Take a measurement, held within ``stretch`` of what is believed."""
         bounded = min(max(sample, self.value / self.config.stretch), self.value * self.config.stretch)
-        self.value += self.config.weight * (bounded - self.value)
+        self.value = max(LEAST, self.value + self.config.weight * (bounded - self.value))
         self.measured += 1
 
     def fade(self) -> None:
@@ -82,9 +83,9 @@ class Estimate:
 
     def suppose(self, guess: float) -> None:
         """A better guess; believed as long as nothing was measured."""
-        self.guess = guess
+        self.guess = max(LEAST, guess)
         if not self.measured:
-            self.value = guess
+            self.value = self.guess
 
 
 @dataclass

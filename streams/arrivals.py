@@ -149,7 +149,8 @@ class Fetcher:
         """Until all is here, or until there is just time left to encode what is not."""
         fits = self.way_back.fits(until - self.clock()) if self.slack.hurried else 0
         while pending := [answer for e in expected for answer in e.pending]:
-            deadline = until - self.way_back.rebuild_s(min(fits, sum(bool(e.missing) for e in expected)))
+            due = sum(bool(e.missing) and e.has_latents for e in expected)
+            deadline = until - self.way_back.rebuild_s(min(fits, due))
             now = self.clock()
             if deadline <= now:
                 return
