@@ -20,6 +20,7 @@ from actors.worker import FAILURES, Direction, Worker
 from errors import BadMessage, FencedOff, NoCapacity, RecordLost, SessionMoved, SessionOver, UnknownSession
 
 CALLS = {"control", "pause", "resume", "fork", "stop", "acknowledge", "inspect", "thumbnail"}
+NEARER_S = 0.01  # between two looks at what is on its way
 PROMISE_S = 5.0  # how long a control waits for the ledger service
 T = TypeVar("T")
 LOG = logging.getLogger("longtake.generator")
@@ -123,9 +124,12 @@ class Generator:
 
     async def _announce(self, live: Live, scene: str) -> None:
         """Let a scene come nearer while some more chunks are made, if it is not here already; a few at most."""
-        for _ in range(self.worker.engine.config.restore.lead):
-            if await self.loop.between(self.worker.announce, live.id, scene) or not live.due:
+        restore = self.worker.engine.config.restore
+        last, until = live.made + restore.lead, self.clock() + restore.patience_s
+        while not await self.loop.between(self.worker.announce, live.id, scene):
+            if not live.goes_on or live.made >= last or self.clock() > until:
                 break
+            await asyncio.sleep(NEARER_S)
 
     async def pause(self, session: str) -> dict[str, Any]:
         """Put a session away until ``resume``; idempotent."""

@@ -85,8 +85,13 @@ class Live:
     @property
     def due(self) -> bool:
         """Whether its next chunk may be made now."""
-        free = self.state is State.RUNNING and not self.ended and self.in_flight < IN_FLIGHT
-        return free and has_room(self.made, self.base, self.viewers, self.pace)
+        return self.goes_on and self.in_flight < IN_FLIGHT
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether its next chunk may be made, now or when those before it are published."""
+        running = self.state is State.RUNNING and not self.ended
+        return running and has_room(self.made, self.base, self.viewers, self.pace)
 
     @property
     def deadline(self) -> float:

@@ -26,7 +26,7 @@ class RestoreConfig:
     """
 
     share: float | None = None
-    least_s: float = 0.02
+    least_s: float = 0.05
     patience_s: float = 5.0
     tries: int = 16
     lead: int = 4
