@@ -14,7 +14,6 @@ from cache.chooser import Chooser
 from cache.drift import ChannelStatistics, Correction
 from cache.manager import CacheManager
 from cache.plan import Directive, Plan, PromptChange
-from cache.planner import returning
 from cache.policies.base import Policy
 from cache.pool import Pool
 from cache.spec import TYPES, AttentionType, Modality
@@ -31,10 +30,9 @@ from streams.arrivals import Fetcher, Wait, first_of
 from streams.batch import Batch, Shares
 from streams.durability import Durability, WriteThrough, shelves
 from streams.executor import Executor
+from streams.returns import Returns
 from streams.session import Session
 from streams.slack import RestoreConfig, Slack
-
-GRACE = 2  # chunks that an announced return may come late
 
 
 @dataclass(frozen=True)
@@ -135,6 +133,8 @@ class Engine:
         self.executor = Executor(
             backbone, self.pool, self.ops, self.staging, sigma, self.through, self.fetcher, self.way_back, clock
         )
+        loads = self.config.cache.positions.move == "relocate"
+        self.returns = Returns(restore, policy, self.staging, self.fetcher, self.executor, loads)
         self.understands = encode_prompt is not None
         self._encode_prompt = encode_prompt or self._hash_prompt
         self.sessions: dict[str, Session] = {}
@@ -230,31 +230,7 @@ class Engine:
         Returns whether nothing is left to be waited for; so it is for a scene that there is none of.
         """
         self.require(session)
-        manager, lead = session.manager, self.config.restore.lead
-        wanted = returning(manager.books, self.policy, manager.drift.rung, scene)
-        if not lead or not wanted:
-            return True
-        held = {chunk: self.tier.holds(session.id, chunk) for chunk, _ in wanted}
-        latents = [(c, None) for c, h in held.items() if h.latents and c not in session.retained]
-        loads = self.config.cache.positions.move == "relocate"
-        key_values = [(c, t) for c, t in wanted if loads and t in held[c].types]
-        self.staging.prefetch(session.id, [*latents, *key_values])
-        session.announced_until = manager.next_chunk + lead + GRACE
-        return all(p.answer.done() for chunk in held for p in self.staging.coming(session.id, chunk))
-
-    def _tend(self, session: Session) -> None:
-        """Before a chunk: what was postponed and is here now comes back; what was announced and not taken goes."""
-        if session.announced_until is not None and session.manager.next_chunk > session.announced_until:
-            session.announced_until = None
-            self.staging.expire(session.id)
-        if not session.manager.waiting:
-            return
-        ready, hopeless = self.fetcher.tend(session)
-        for chunk in hopeless:
-            self.staging.release(session.id, chunk)
-            self.executor.give_up(session, chunk, f"not back within {self.config.restore.patience_s:g} s")
-        if ready:
-            self._carry_out(session, session.manager.welcome(ready))
+        return self.returns.announce(session, scene)
 
     def harvest(self, session: Session, chunk: int, masks: Mapping[Modality, torch.Tensor], score: float) -> bool:
         """Make the subject anchor of the tokens that ``masks`` [tokens] (bool, by modality) choose from a kept chunk.
@@ -299,7 +275,9 @@ class Engine:
         if len({session.id for session in sessions}) != len(sessions):
             raise StreamError("a stream stands twice in one step; each makes one chunk at a time")
         for session in sessions:
-            self._tend(session)
+            late = self.returns.tend(session)
+            if late is not None:
+                self._carry_out(session, late)
         begun: list[Session] = []
         made: dict[str, Made] = {}
         began = self.clock()

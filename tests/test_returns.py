@@ -177,7 +177,7 @@ def test_what_never_comes_is_given_up_and_the_stream_goes_on() -> None:
 
 def test_where_only_some_encodings_fit_the_sink_comes_first_and_the_rest_chunk_by_chunk() -> None:
     share = 0.05 / (CHUNK_S - 3 * PASS_S)  # room for two encodings and a half
-    with away(late(TYPES, None), restore={"share": share}) as (stream, tier):
+    with away(late(TYPES, None), restore={"share": share, "least_s": 0.02}) as (stream, tier):
         took = goes_back(stream, tier)
         assert took <= 0.05 + TOLERANCE_S
         assert sorted(stream.session.manager.kept())[:2] == [0, 3]
