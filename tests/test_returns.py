@@ -15,9 +15,10 @@ from cache.replica import Answers, apply, digest
 from cache.spec import TYPES, AttentionType
 from cache.state import dump, load
 from cache.way_back import WayBackConfig
+from errors import ConfigError
 from streams.engine import Engine
 from streams.recovery import recover
-from streams.slack import RestoreConfig
+from streams.slack import RestoreConfig, Slack
 from streams.stream import Stream
 from tests.builders import backbone, engine, poison
 from tests.slow_tier import Delay, SlowTier, at_once, passes_take
@@ -277,6 +278,33 @@ def test_a_stream_that_waits_for_chunks_can_be_put_away_forked_and_lost() -> Non
             assert other.session.manager.waiting == []
             assert other.keep_set()["video_self"]["scene_sink"] == [0]
             other.engine.check_integrity()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"share": 1.5}, "share is 1.5; expected a part between 0 and 1, or nothing"),
+        ({"patience_s": -1.0}, "patience_s is -1.0; expected seconds, 0 or more"),
+        ({"tries": 0}, "tries is 0; expected 1 or more"),
+        ({"staging_bytes": -1}, "staging_bytes is -1; expected 0 or more"),
+    ],
+)
+def test_a_wrong_setting_is_named(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        RestoreConfig(**wrong)
+
+
+def test_slack_is_what_a_chunk_plays_longer_than_it_takes_to_make() -> None:
+    slack = Slack(RestoreConfig(share=0.5, least_s=0.01), chunk_s=0.64)
+    slack.stepped(0.24)
+    assert slack.within_s == pytest.approx(0.2)
+    slack.use(0.15)
+    assert slack.within_s == pytest.approx(0.05)
+    slack.use(1.0)
+    assert slack.within_s == 0.01
+    slack.stepped(1.24)
+    assert slack.step_s == pytest.approx(0.44)
+    assert slack.within_s == pytest.approx(0.1)
 
 
 class Follower:
