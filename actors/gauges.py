@@ -21,9 +21,22 @@ def gauges(engine: Engine, streams: Sequence[Stream]) -> list[Gauge]:
         ("store_refused", {}, getattr(tier, "refused", 0)),
         ("store_failures", {}, getattr(tier, "failures", 0)),
     ]
-    staging = getattr(tier, "staging", None)
-    if isinstance(staging, Staging):
-        found += transfers(staging)
+    slots = getattr(tier, "staging", None)
+    if isinstance(slots, Staging):
+        found += transfers(slots)
+    staging, restored = engine.staging.statistics(), engine.fetcher.restored
+    outcomes = ("hits", "late", "misses", "refused", "dropped")
+    found += [("prefetched", {"outcome": outcome}, getattr(staging, outcome)) for outcome in outcomes]
+    found += [
+        ("staging_bytes", {"what": "held"}, staging.bytes_held),
+        ("staging_bytes", {"what": "budget"}, staging.budget_bytes),
+        ("restore_seconds", {"what": "predicted"}, restored.predicted_s),
+        ("restore_seconds", {"what": "taken"}, restored.taken_s),
+        *(
+            ("restores", {"tier": tier, "verdict": verdict}, count)
+            for (tier, verdict), count in restored.verdicts.items()
+        ),
+    ]
     managers = [stream.session.manager for stream in streams]
     for rung in Rung:
         found.append(("repair_rung", {"rung": rung.name.lower()}, sum(m.drift.rung is rung for m in managers)))

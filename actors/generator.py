@@ -20,6 +20,7 @@ from actors.worker import FAILURES, Direction, Worker
 from errors import BadMessage, FencedOff, NoCapacity, RecordLost, SessionMoved, SessionOver, UnknownSession
 
 CALLS = {"control", "pause", "resume", "fork", "stop", "acknowledge", "inspect", "thumbnail"}
+NEARER_S = 0.01  # between two looks at what is on its way
 PROMISE_S = 5.0  # how long a control waits for the ledger service
 T = TypeVar("T")
 LOG = logging.getLogger("longtake.generator")
@@ -113,10 +114,22 @@ class Generator:
     async def control(self, session: str, direction: Direction) -> dict[str, Any]:
         """Direct a session; the receipt says from which chunk it holds."""
         live = self._open(session)
-        await self._ensure_on(live)
-        begin, entry = await self.loop.between(self._directed, session, direction)
-        await self._confirmed(live, entry)
+        async with live.directing:
+            await self._ensure_on(live)
+            if direction.do == "return":
+                await self._announce(live, direction.scene)
+            begin, entry = await self.loop.between(self._directed, session, direction)
+            await self._confirmed(live, entry)
         return {"session": session, "do": direction.do, "from": begin}
+
+    async def _announce(self, live: Live, scene: str) -> None:
+        """Let a scene come nearer while some more chunks are made, if it is not here already; a few at most."""
+        restore = self.worker.engine.config.restore
+        last, until = live.made + restore.lead, self.clock() + restore.patience_s
+        while not await self.loop.between(self.worker.announce, live.id, scene):
+            if not live.goes_on or live.made >= last or self.clock() > until:
+                break
+            await asyncio.sleep(NEARER_S)
 
     async def pause(self, session: str) -> dict[str, Any]:
         """Put a session away until ``resume``; idempotent."""

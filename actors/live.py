@@ -48,6 +48,7 @@ class Live:
         made: index of the chunk to be stepped next; those before it that are not published yet are ``in_flight``.
         ended: whether its last chunk has been stepped.
         moved: another generator has it now.
+        directing: held by the direction that is being carried out: they take effect in the order in which they came.
         stepped_at: when it was last stepped; of those that are due at the same time, who waits longest is served.
     """
 
@@ -69,6 +70,7 @@ class Live:
     ended: bool = False
     moved: bool = False
     publishing: "asyncio.Task[None] | None" = None
+    directing: asyncio.Lock = field(default_factory=asyncio.Lock)
     shown: bool = False
     stepped_at: float = float("-inf")
     misses: int = 0
@@ -83,8 +85,13 @@ class Live:
     @property
     def due(self) -> bool:
         """Whether its next chunk may be made now."""
-        free = self.state is State.RUNNING and not self.ended and self.in_flight < IN_FLIGHT
-        return free and has_room(self.made, self.base, self.viewers, self.pace)
+        return self.goes_on and self.in_flight < IN_FLIGHT
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether its next chunk may be made, now or when those before it are published."""
+        running = self.state is State.RUNNING and not self.ended
+        return running and has_room(self.made, self.base, self.viewers, self.pace)
 
     @property
     def deadline(self) -> float:

@@ -49,6 +49,20 @@ METRICS = {
         Metric("journal_troubles", "gauge", "Of a shard's journal: failures, damaged, lost", ("shard", "what")),
         Metric("undurable", "counter", "Commits that were booked before the restore store had what must survive"),
         Metric("takeovers", "counter", "Sessions taken over from other generators"),
+        Metric("restores", "gauge", "Chunks that came back, or did not, by tier and verdict", ("tier", "verdict")),
+        Metric(
+            "restore_seconds",
+            "gauge",
+            "Seconds that plans were predicted to take to bring chunks back, and took",
+            ("what",),
+        ),
+        Metric(
+            "prefetched",
+            "gauge",
+            "Records by what became of their prefetch: hits, late, misses, refused, dropped",
+            ("outcome",),
+        ),
+        Metric("staging_bytes", "gauge", "Bytes prefetched or on their way: held and budget", ("what",)),
         Metric("store_refused", "gauge", "Payloads that were not kept because too much was on its way to the store"),
         Metric("store_failures", "gauge", "Calls that the restore store did not answer"),
         Metric(

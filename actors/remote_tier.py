@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from actors.cargo import Goods
 from actors.restore_store import Answer
@@ -27,7 +27,9 @@ from errors import RecordCorrupt, RecordLost, ServiceError, TransferFailed, Tran
 Index = dict[str, dict[int, Held]]
 Found = dict[str, dict[int, tuple[list[str], bool]]]
 Call = Callable[..., "Future[Answer]"]
+T = TypeVar("T")
 LOG = logging.getLogger("longtake.store")
+ELSEWHERE = "store"
 PATIENCE_S = 5.0
 AWAY_S = 10.0  # after a call that was not answered in time nothing is asked for
 CALLS = 4096  # on their way at most
@@ -49,6 +51,16 @@ class Sent:
     asks: bool = False
     greets: bool = False
     lease: Lease | None = None
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A fetch that is not waited for: its call, what whoever asked is told, and the slot that it comes back through."""
+
+    number: int
+    answer: "Future[Answer]"
+    told: "Future[Any]"
+    landing: Landing | None
 
 
 class RemoteTier(RestoreTier):
@@ -77,6 +89,7 @@ class RemoteTier(RestoreTier):
         self.failures = 0
         self._unsaid = 0  # refused and failed calls that ``landed`` told of
         self._sent: deque[Sent] = deque()
+        self._begun: list[Begun] = []
         self._known: tuple[str, int] | None = None  # incarnation and losses
         self._greet()
 
@@ -100,6 +113,15 @@ class RemoteTier(RestoreTier):
     def latents(self, session: str, chunk: int) -> Latents:
         found = self._bring("latents", session, chunk).latents()  # kept for long, and a slot is not
         return replace(found, video=found.video.clone(), audio=found.audio.clone())
+
+    def begin_fetch(self, session: str, chunk: int, type: AttentionType) -> "Future[KeyValues]":
+        return self._begin(Goods.key_values, "fetch", session, chunk, type.value)
+
+    def begin_latents(self, session: str, chunk: int) -> "Future[Latents]":
+        return self._begin(Goods.latents, "latents", session, chunk)
+
+    def where(self, session: str, chunk: int) -> str:
+        return ELSEWHERE
 
     def records(self, session: str) -> dict[int, Record]:
         found: dict[int, Plain] = self._wait("records", session)
@@ -185,6 +207,7 @@ class RemoteTier(RestoreTier):
             self._greet()
         while self._sent and self._sent[0].answer.done():
             self._oldest(0)
+        self._heed_begun()
 
     def _oldest(self, seconds: float) -> bool:
         """Take the oldest answer; whether it came within ``seconds``."""
@@ -209,7 +232,7 @@ class RemoteTier(RestoreTier):
                 self._heed(answer)
         return True
 
-    def _over(self, number: int, lease: Lease | None, error: Exception | None = None) -> None:
+    def _over(self, number: int, lease: Lease | None, error: BaseException | None = None) -> None:
         """A call has come to its end; who raised ``ServiceError`` may be dead, or only far away."""
         unknown = isinstance(error, (ServiceError, TimeoutError))
         if lease is not None:
@@ -241,6 +264,49 @@ class RemoteTier(RestoreTier):
         except RecordCorrupt as error:
             self.staging.failed(error)
             raise
+
+    def _begin(self, part: Callable[[Goods], T], call: str, *arguments: Any) -> "Future[T]":
+        """The result of a call, when it comes; whoever asks bounds how much is on its way."""
+        told: Future[T] = Future()
+        if self.clock() < self._away_until:
+            told.set_exception(RecordLost("the restore store did not answer a moment ago"))
+            return told
+        landing = self.staging.landing()
+        place = () if landing is None else (landing.offer,)
+        number, asked = self.staging.called(), self.call(call, *arguments, *place)
+        self._begun.append(Begun(number, asked, told, landing))
+
+        def take(done: "Future[Answer]", landing: Landing | None) -> None:
+            try:
+                told.set_result(part(self.staging.copied(done.result().result, landing)))
+            except FAILURES as error:
+                if landing is not None and isinstance(error, (TransferFailed, RecordCorrupt)):
+                    self.call(call, *arguments).add_done_callback(lambda again: take(again, None))
+                elif isinstance(error, RecordLost):
+                    told.set_exception(error)
+                else:
+                    told.set_exception(RecordLost(f"the restore store has gone: {error}"))
+
+        asked.add_done_callback(lambda done: take(done, landing))
+        self._settle()
+        return told
+
+    def _heed_begun(self) -> None:
+        """Take note of the fetches that have come, and free their slots; nobody reads these any more."""
+        begun_before, self._begun = self._begun, []
+        for begun in begun_before:
+            if not begun.told.done():
+                self._begun.append(begun)
+                continue
+            error = begun.answer.exception()
+            if isinstance(error, Exception):
+                self.staging.failed(error)
+            self._over(begun.number, None if begun.landing is None else begun.landing.lease, error)
+            if error is None:
+                self.staging.counted(begun.answer.result().result)
+                self._heed(begun.answer.result())
+            elif isinstance(error, ServiceError):
+                self._lost(error)
 
     def _wait(self, call: str, *arguments: Any, landing: Landing | None = None) -> Any:
         """The result of a call; ``landing`` is released or buried if there is none. Raises ``RecordLost``."""

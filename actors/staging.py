@@ -132,6 +132,26 @@ class Staging:
         self.moved["in", self.region.ticket.kind] += cargo.nbytes
         return goods
 
+    def copied(self, cargo: Cargo, landing: Landing | None) -> Goods:
+        """What came back, in memory of its own, verified; in whatever thread, the slot stays leased.
+
+        It is the copy that is verified: had the lease run out, somebody else's bytes would be in the slot by now.
+
+        Raises:
+            RecordCorrupt: it is not what was sent.
+            TransferFailed: it was put somewhere else.
+        """
+        if isinstance(cargo.where, bytes):
+            return unpacked_inline(cargo, cargo.where)
+        if landing is None or cargo.where != landing.offer or self.region is None:
+            raise TransferFailed("the store put what was asked for into another slot")
+        return unpacked(cargo, self.region.payload(landing.lease.slot)[: cargo.nbytes].copy())
+
+    def counted(self, cargo: Cargo) -> None:
+        """Count what came back as a copy."""
+        path = "inline" if self.region is None or isinstance(cargo.where, bytes) else self.region.ticket.kind
+        self.moved["in", path] += cargo.nbytes
+
     def release(self, lease: Lease) -> None:
         """The call is over: the store has answered it."""
         if self.region is None or self.book.use(lease) is None or lease in self._pending:

@@ -268,6 +268,10 @@ class Worker:
         noted = manager.recorder.noted
         return Statement(session, self.terms, dump(manager), noted, reel.report(), reel.order)
 
+    def announce(self, session: str, scene: str) -> bool:
+        """A return to ``scene`` was asked for; returns whether nothing of it has to be waited for."""
+        return self._reel(session).on.announce(scene)
+
     def direct(self, session: str, direction: Direction) -> int:
         """Carry out a direction; returns the chunk from which it holds. Raises what the stream raises."""
         reel = self._reel(session)

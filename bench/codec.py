@@ -150,7 +150,7 @@ def away_and_back(size: Size) -> tuple[dict[str, Effect], dict[str, list[torch.T
 def _studio() -> tuple[Studio, Recoded]:
     studio = build_studio(load(environ={"LONGTAKE_ENGINE__SESSIONS": "2"}))
     tier = Recoded(1 << 30)
-    studio.engine.tier = studio.engine.executor.tier = tier
+    studio.engine.tier = studio.engine.staging.tier = tier
     return studio, tier
 
 

@@ -82,6 +82,7 @@ class Books:
         self.mass: dict[int, Mass] = {}
         self.stored: set[int] = set()
         self.lost: set[tuple[AttentionType, int]] = set()
+        self.waiting: set[tuple[AttentionType, int]] = set()  # postponed: not asked for until they are welcome
 
     def kept(self) -> list[int]:
         """Chunks held by any attention type, in media order."""
@@ -132,6 +133,7 @@ class Books:
             "mass": {c: [m.total, m.exposure] for c, m in self.mass.items()},
             "stored": sorted(self.stored),
             "lost": sorted([t.value, c] for t, c in self.lost),
+            "waiting": sorted([t.value, c] for t, c in self.waiting),
         }
 
     def load_scores(self, plain: Mapping[str, Any]) -> None:
@@ -140,6 +142,7 @@ class Books:
         self.mass = {c: Mass(*m) for c, m in plain["mass"].items()}
         self.stored = set(plain["stored"])
         self.lost = {(AttentionType(t), c) for t, c in plain["lost"]}
+        self.waiting = {(AttentionType(t), c) for t, c in plain["waiting"]}
 
     def check_integrity(self, in_progress: bool) -> None:
         """Raise ``IntegrityError`` if an invariant of the books does not hold."""
@@ -159,6 +162,9 @@ class Books:
                 raise IntegrityError(f"{t}: keeps {sorted(ledger.entries)}, which audio has forgotten")
             if (ledger.staged is not None) != in_progress:
                 raise IntegrityError(f"{t}: staged place {ledger.staged} without a transaction")
+        held = {(t, c) for t, c in self.waiting if c in self.ledgers[t].entries}
+        if held:
+            raise IntegrityError(f"{sorted(held)} are held and waited for")
         missing = set(self.drift_scores) - set(kept) - ({self.next_chunk} if in_progress else set())
         if missing or set(self.mass) - set(kept):
             raise IntegrityError(f"scores of forgotten chunks: {missing or set(self.mass) - set(kept)}")

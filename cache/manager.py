@@ -5,7 +5,7 @@ stages a place in every ledger, then either ``commit`` books the chunk and answe
 books as they were. ``commit`` is idempotent per chunk.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from cache.books import Books, CacheConfig, CacheStatistics
@@ -244,14 +244,37 @@ class CacheManager:
 
     def give_up(self, chunk: int, reason: str) -> list[Eviction]:
         """Strike off a chunk that could not be brought back; the stream goes on without it."""
-        evictions = self.books.evict(TYPES, chunk, offload=False)
-        self.positions.slots.pop(chunk, None)
-        self.books.drift_scores.pop(chunk, None)
-        self.books.mass.pop(chunk, None)
+        evictions = self._strike(chunk, TYPES)
+        self.books.waiting -= {(t, chunk) for t in TYPES}
         self.books.lost |= {(t, chunk) for t in TYPES}
         self.log.add(self.next_chunk, "give up", reason, chunk)
         self.recorder.note("give_up", {"chunk": chunk, "reason": reason})
         return evictions
+
+    def postpone(self, chunk: int, types: Sequence[AttentionType], reason: str) -> list[Eviction]:
+        """Strike off a chunk that is not back in time; ``types``: those that were to come back.
+
+        It is not asked for again before it is welcome, and the stream goes on without it. Where audio was held already,
+        it stays.
+        """
+        evictions = self._strike(chunk, types)
+        self.books.waiting |= {(t, chunk) for t in types}
+        self.log.add(self.next_chunk, "postpone", reason, chunk)
+        self.recorder.note("postpone", {"chunk": chunk, "types": [t.value for t in types], "reason": reason})
+        return evictions
+
+    @property
+    def waiting(self) -> list[int]:
+        """Chunks that were postponed, in media order."""
+        return sorted({chunk for _, chunk in self.books.waiting})
+
+    def welcome(self, chunks: Sequence[int]) -> Plan:
+        """Postponed chunks may come back; the plan must be carried out before the next ``begin``."""
+        self._require_closed("welcome")
+        self.books.waiting = {(t, c) for t, c in self.books.waiting if c not in chunks}
+        plan = self._replan()
+        self.recorder.note("welcome", {"chunks": list(chunks)})
+        return plan
 
     def drop_subject(self, reason: str) -> list[Eviction]:
         """Strike off a subject anchor that could not be brought back."""
@@ -272,6 +295,15 @@ class CacheManager:
         return self._open is not None
 
     # -- inside
+
+    def _strike(self, chunk: int, types: Sequence[AttentionType]) -> list[Eviction]:
+        """Off the ledgers of ``types``, and off everything else if no ledger is left that has it."""
+        evictions = self.books.evict(types, chunk, offload=False)
+        if chunk not in self.kept():
+            self.positions.slots.pop(chunk, None)
+            self.books.drift_scores.pop(chunk, None)
+            self.books.mass.pop(chunk, None)
+        return evictions
 
     def _replan(self) -> Plan:
         return replan(self.books, self.policy, self.recorder, self.drift.rung)

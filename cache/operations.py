@@ -12,7 +12,7 @@ from cache.spec import AttentionType
 from cache.tiers import Held, Holdings
 
 Plain = dict[str, Any]
-Do = Literal["commit", "direct", "subject", "drop_subject", "give_up"]
+Do = Literal["commit", "direct", "subject", "drop_subject", "give_up", "postpone", "welcome"]
 Mass = Mapping[AttentionType, Mapping[int, float]]
 DIRECTIVES = {kind.__name__: kind for kind in (Cut, ReturnTo, PromptChange)}
 LONGEST = 256
@@ -46,10 +46,11 @@ class Recorder:
         self._asked: dict[int, tuple[list[str], bool]] = {}
 
     def holds(self, session: str, chunk: int) -> Held:
-        """The store's answer, which becomes part of the operation in progress."""
-        held = self.holdings.holds(session, chunk)
-        self._asked[chunk] = ([t.value for t in sorted(held.types)], held.latents)
-        return held
+        """The store's answer, which becomes part of the operation in progress; within that it is the same again."""
+        if chunk not in self._asked:
+            held = self.holdings.holds(session, chunk)
+            self._asked[chunk] = ([t.value for t in sorted(held.types)], held.latents)
+        return parse_held(self._asked[chunk])
 
     def note(self, do: Do, arguments: Plain) -> None:
         """An operation has been done."""
@@ -63,6 +64,12 @@ class Recorder:
         """The operations since the last ``take``, and how many were noted before the first of them."""
         taken, self._waiting = self._waiting, []
         return self.noted - len(taken), taken
+
+
+def parse_held(plain: tuple[list[str], bool]) -> Held:
+    """An answer of the store, as operations have it."""
+    types, latents = plain
+    return Held(frozenset(map(AttentionType, types)), latents)
 
 
 def plain_commit(chunk: int, seen: Mapping[str, ChannelStatistics], mass: Mass | None) -> Plain:

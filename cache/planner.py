@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 
 from cache.books import Books
 from cache.drift import Rung
@@ -81,6 +82,26 @@ def replan(books: Books, policy: Policy, holdings: Holdings, rung: Rung) -> Plan
     )
 
 
+def returning(books: Books, policy: Policy, rung: Rung, name: str) -> list[tuple[int, AttentionType]]:
+    """What a return to scene ``name`` would bring back now, most wanted first: by role, and audio before video.
+
+    Nothing if there is no such scene, or if it is on air.
+    """
+    scene = books.scenes.scenes.get(name)
+    if scene is None or name == books.scenes.current_name:
+        return []
+    entered = replace(scene, entered_at=books.next_chunk, returning=list(scene.last), visits=scene.visits + 1)
+    ranking, remembered = policy.rank(replace(view(books, rung), scene=entered)), policy.remembered(books.scenes)
+    wanted = {t: select(ranking, ledger.budget) for t, ledger in books.ledgers.items()}
+    return [
+        (chunk, t)
+        for role in MEMORY_ROLES
+        for chunk in ranking[role]
+        for t in AUDIO_FIRST
+        if wanted[t].get(chunk) is role and chunk not in books.ledgers[t].entries and chunk in remembered
+    ]
+
+
 def _admit(
     books: Books, holdings: Holdings, wanted: Wanted, remembered: set[int]
 ) -> tuple[list[tuple[AttentionType, int]], dict[int, list[AttentionType]]]:
@@ -94,7 +115,7 @@ def _admit(
         entries = books.ledgers[t].entries
         missing = [c for c, r in wanted[t].items() if r in MEMORY_ROLES and c not in entries and c in remembered]
         for chunk in sorted(missing):
-            if (t, chunk) in books.lost:
+            if (t, chunk) in books.lost or any((a, chunk) in books.waiting for a in (t, *AUDIO)):
                 continue
             held = holdings.holds(books.session, chunk)
             whole = t in held.types and books.config.positions.move == "relocate"
@@ -146,6 +167,7 @@ def _forget(books: Books, kept: list[int], remembered: set[int]) -> tuple[int, .
     books.drift_scores = {c: score for c, score in books.drift_scores.items() if c in kept}
     books.mass = {c: mass for c, mass in books.mass.items() if c in kept}
     books.lost = {(t, c) for t, c in books.lost if c in remembered}
+    books.waiting = {(t, c) for t, c in books.waiting if c in remembered}
     gone = books.stored - remembered - books.subject_chunks() - set(kept)
     books.stored -= gone
     return tuple(sorted(gone))

@@ -3,7 +3,7 @@
 from hashlib import blake2b
 
 from cache.manager import CacheManager
-from cache.operations import Operation, parse_commit, parse_directive
+from cache.operations import Operation, parse_commit, parse_directive, parse_held
 from cache.spec import TYPES, AttentionType
 from cache.tiers import NOTHING, Held
 
@@ -18,8 +18,7 @@ class Answers:
         """The answer of then."""
         if self.operation is None or chunk not in self.operation.held:
             return NOTHING
-        types, latents = self.operation.held[chunk]
-        return Held(frozenset(map(AttentionType, types)), latents)
+        return parse_held(self.operation.held[chunk])
 
 
 def apply(manager: CacheManager, answers: Answers, operation: Operation) -> None:
@@ -39,6 +38,10 @@ def apply(manager: CacheManager, answers: Answers, operation: Operation) -> None
         manager.set_subject(arguments["chunk"], tokens, arguments["score"])
     elif operation.do == "drop_subject":
         manager.drop_subject(arguments["reason"])
+    elif operation.do == "postpone":
+        manager.postpone(arguments["chunk"], [AttentionType(t) for t in arguments["types"]], arguments["reason"])
+    elif operation.do == "welcome":
+        manager.welcome(arguments["chunks"])
     else:
         manager.give_up(arguments["chunk"], arguments["reason"])
 
@@ -65,5 +68,6 @@ def digest(manager: CacheManager) -> bytes:
         int(manager.drift.rung),
         sorted(manager.books.stored),
         sorted((t.value, chunk) for t, chunk in manager.books.lost),
+        sorted((t.value, chunk) for t, chunk in manager.books.waiting),
     ]
     return blake2b(repr(plain).encode(), digest_size=8).digest()

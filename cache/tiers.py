@@ -5,15 +5,19 @@ forks of a take share them by reference and their bytes are counted once.
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from cache.keep_set import Role
 from cache.spec import AttentionType
 from errors import ConfigError, IntegrityError, RecordLost
+
+HERE = "host"  # the tier that is memory of this process: a fetch from it is answered at once
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,18 @@ class RestoreTier(Holdings, Protocol):
         """Clean latents. Raises ``RecordLost``."""
         ...
 
+    def begin_fetch(self, session: str, chunk: int, type: AttentionType) -> "Future[KeyValues]":
+        """As ``fetch``, without waiting; the future may raise ``RecordLost``, and may never be done."""
+        ...
+
+    def begin_latents(self, session: str, chunk: int) -> "Future[Latents]":
+        """As ``latents``, without waiting; the future may raise ``RecordLost``, and may never be done."""
+        ...
+
+    def where(self, session: str, chunk: int) -> str:
+        """Name of the tier that ``chunk`` would come from: what measurements of bandwidth are kept by."""
+        ...
+
     def records(self, session: str) -> dict[int, Record]:
         """Everything about ``session``, by chunk in media order. Raises ``RecordLost`` if the store does not answer."""
         ...
@@ -121,6 +137,16 @@ class RestoreTier(Holdings, Protocol):
     def landed(self) -> "Future[bool]":
         """Done when all that was given until now has been taken; whether nothing of it was lost on the way."""
         ...
+
+
+def answered(call: Callable[..., T], *arguments: Any) -> "Future[T]":
+    """The answer of a tier that answers at once, as a future that is done."""
+    done: Future[T] = Future()
+    try:
+        done.set_result(call(*arguments))
+    except RecordLost as error:
+        done.set_exception(error)
+    return done
 
 
 @dataclass(frozen=True)
@@ -182,6 +208,15 @@ class HostTier:
         if latents is None:
             raise RecordLost(f"latents of chunk {chunk} of {session!r} are no longer in host memory")
         return latents
+
+    def begin_fetch(self, session: str, chunk: int, type: AttentionType) -> "Future[KeyValues]":
+        return answered(self.fetch, session, chunk, type)
+
+    def begin_latents(self, session: str, chunk: int) -> "Future[Latents]":
+        return answered(self.latents, session, chunk)
+
+    def where(self, session: str, chunk: int) -> str:
+        return HERE
 
     def records(self, session: str) -> dict[int, Record]:
         return {chunk: self._records[session, chunk] for chunk in self.chunks(session)}

@@ -65,7 +65,9 @@ def build_worker(settings: Settings, vault: Vault, tier: RestoreTier | None = No
 
     ``tier``: the restore store; by default one in this process.
     """
-    settings = replace(settings, engine=replace(settings.engine, durability=settings.service.durability))
+    service = settings.service
+    restore = replace(settings.engine.restore, share=service.restore_share)
+    settings = replace(settings, engine=replace(settings.engine, durability=service.durability, restore=restore))
     studio = _studio(settings, segmenter_here=False, tier=tier)
     return Worker(
         studio.engine, studio.codecs, vault, studio.keeper(), settings.service.encoding, settings.model.source

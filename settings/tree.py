@@ -106,6 +106,7 @@ class ServiceSettings:
         durability: what survives a generator's loss: ``none``; ``latents``, from which its sessions' memory is computed
             anew; or ``kv``, keys and values too, and they go on bit for bit. (``engine.durability`` is for takes
             without a service.)
+        restore_share: ``engine.restore.share``, where viewers wait; that of the engine is for takes without a service.
     """
 
     gateways: int = 1
@@ -125,6 +126,7 @@ class ServiceSettings:
     staging: StagingConfig = field(default_factory=StagingConfig)
     stuck_s: float = 120.0
     durability: Durability = "latents"
+    restore_share: float = 0.5
     pace: Pace = field(default_factory=Pace)
     limits: Limits = field(default_factory=Limits)
     encoding: Encoding = field(default_factory=lambda: Encoding(audio="opus", key_seconds=2.0))
@@ -134,6 +136,8 @@ class ServiceSettings:
         for name in ("gateways", "generators", "ledgers", "segmenters"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"service.{name} is {getattr(self, name)}; expected at least 1")
+        if not 0.0 <= self.restore_share <= 1.0:
+            raise ConfigError(f"service.restore_share is {self.restore_share}; expected a part between 0 and 1")
 
 
 @with_config(STRICT)

@@ -118,8 +118,21 @@ class Director:
         described = (s.subject for i, s in enumerate(self.script.scenes) if self.script.name(i) == name and s.subject)
         return next(described, "")
 
+    def announced(self, chunk: int, lead: int) -> str:
+        """The scene that is returned to next, if that is in at most ``lead`` chunks from ``chunk``."""
+        for border, shot in zip(self.borders, self.script.scenes, strict=False):
+            if chunk < border <= chunk + lead and shot.return_to:
+                return shot.return_to
+        return ""
+
     def before(self, chunk: int, stream: Stream) -> None:
-        """Direct ``stream`` if a shot begins with ``chunk``."""
+        """Direct ``stream`` if a shot begins with ``chunk``; announce a return that comes soon."""
+        self._direct(chunk, stream)
+        scene = self.announced(chunk, stream.engine.config.restore.lead)
+        if scene:
+            stream.announce(scene)
+
+    def _direct(self, chunk: int, stream: Stream) -> None:
         if chunk == 0 or chunk not in self.borders[:-1]:
             return
         self.shot = self.borders.index(chunk)

@@ -1,5 +1,6 @@
 """The engine: one backbone, one pool, many streams; each step makes the next chunk of every stream it is given."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -9,23 +10,29 @@ from uuid import uuid4
 import torch
 
 from cache.books import CacheConfig
+from cache.chooser import Chooser
 from cache.drift import ChannelStatistics, Correction
 from cache.manager import CacheManager
 from cache.plan import Directive, Plan, PromptChange
 from cache.policies.base import Policy
 from cache.pool import Pool
 from cache.spec import TYPES, AttentionType, Modality
+from cache.staging import Staging
 from cache.state import dump, load
-from cache.tiers import HostTier, Latents, RestoreTier
+from cache.tiers import Holdings, HostTier, Latents, RestoreTier
+from cache.way_back import WayBack
 from errors import BudgetError, ConfigError, LongtakeError, StreamClosed, StreamError, StreamFailed
 from kernels.ops import ops
 from models.backbone import Backbone
 from models.prompt import Prompt, hashed_prompt
 from models.sampler import Schedule
+from streams.arrivals import Fetcher, Wait, first_of
 from streams.batch import Batch, Shares
 from streams.durability import Durability, WriteThrough, shelves
 from streams.executor import Executor
+from streams.returns import Returns
 from streams.session import Session
+from streams.slack import RestoreConfig, Slack
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,7 @@ class EngineConfig:
         first_schedule: denoising schedule of a scene's first chunk, which has no history of its own; by default as the
             others.
         durability: what of every commit is written to the restore store at once.
+        restore: how chunks come back, and how long a stream may wait for them.
         impl: implementation of the tensor operations.
     """
 
@@ -47,6 +55,7 @@ class EngineConfig:
     sessions: int = 1
     host_bytes: int = 1 << 30
     durability: Durability = "none"
+    restore: RestoreConfig = field(default_factory=RestoreConfig)
     impl: str = "torch"
 
     def __post_init__(self) -> None:
@@ -84,8 +93,12 @@ class Engine:
         config: EngineConfig | None = None,
         encode_prompt: Callable[[str], Prompt] | None = None,
         tier: RestoreTier | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+        wait: Wait = first_of,
     ) -> None:
         """``encode_prompt`` turns text into embeddings; without one, texts are hashed (random weights only).
+
+        ``clock`` and ``wait`` are what deadlines are kept by.
 
         Raises:
             BudgetError: the keep-set does not fit its bytes or the model's trained range of positions.
@@ -106,9 +119,22 @@ class Engine:
         self.pool = Pool(self.specs, pages, backbone.dtype, backbone.device)
         self.ops = ops(self.config.impl)
         self.tier = HostTier(self.config.host_bytes) if tier is None else tier
-        self.through = WriteThrough(self.config.durability, self.pool, self.ops, self.tier)
+        restore = self.config.restore
+        self.clock, self.way_back = clock, WayBack(restore.way_back)
+        self.bytes_of: dict[AttentionType | None, int] = {t: self.specs[t].bytes_per_chunk for t in TYPES}
+        self.bytes_of[None] = self._latents_bytes()
+        self.staging = Staging(
+            self.tier, self.bytes_of, restore.staging_bytes, restore.patience_s, self.way_back, clock
+        )
+        self.slack = Slack(restore, float(backbone.geometry.seconds))
+        self.fetcher = Fetcher(self.staging, self.way_back, self.slack, clock, wait)
+        self.through = WriteThrough(self.config.durability, self.pool, self.ops, self.staging)
         sigma = self.config.schedule.context_sigma
-        self.executor = Executor(backbone, self.pool, self.ops, self.tier, sigma, self.through)
+        self.executor = Executor(
+            backbone, self.pool, self.ops, self.staging, sigma, self.through, self.fetcher, self.way_back, clock
+        )
+        loads = self.config.cache.positions.move == "relocate"
+        self.returns = Returns(restore, policy, self.staging, self.fetcher, self.executor, loads)
         self.understands = encode_prompt is not None
         self._encode_prompt = encode_prompt or self._hash_prompt
         self.sessions: dict[str, Session] = {}
@@ -122,7 +148,7 @@ class Engine:
         """
         embedded = self.prompt(prompt)
         name = self._name()
-        manager = CacheManager(name, self.specs, self.policy, self.config.cache, self.tier)
+        manager = CacheManager(name, self.specs, self.policy, self.config.cache, self._holdings())
         manager.positions.next_slot = first_slot
         manager.open_scene(scene, embedded.key)
         return self.adopt(Session(name, seed, manager, self.pool.open(self.places), {embedded.key: embedded}))
@@ -138,9 +164,9 @@ class Engine:
         plain = dump(session.manager)
         name = self._name()
         lease = self.pool.fork(session.lease)
-        manager = load(plain, name, self.specs, self.policy, self.config.cache, self.tier)
+        manager = load(plain, name, self.specs, self.policy, self.config.cache, self._holdings())
         for there, here in zip(shelves(session.id), shelves(name), strict=True):
-            self.tier.fork(there, here)
+            self.staging.fork(there, here)
         child = Session(name, session.seed if seed is None else seed, manager, lease, dict(session.prompts))
         child.retained, child.prompt_of = dict(session.retained), dict(session.prompt_of)
         child.subject_tokens, child.origins = dict(session.subject_tokens), dict(session.origins)
@@ -150,18 +176,29 @@ class Engine:
         """End a stream: its pages, records and latents are released."""
         self.let_go(session)
         for name in shelves(session.id):
-            self.tier.close(name)
+            self.staging.close(name)
 
     def let_go(self, session: Session) -> None:
         """Release a stream's pages; its records stay in the restore store, for another engine."""
         if session.failure is None:
             self.require(session)
         self.pool.close(session.lease)
+        self.staging.let_go(session.id)
         del self.sessions[session.id]
 
     def new_manager(self, plain: dict[str, object]) -> CacheManager:
         """A manager under a fresh name that goes on from dumped state."""
-        return load(plain, self._name(), self.specs, self.policy, self.config.cache, self.tier)
+        return load(plain, self._name(), self.specs, self.policy, self.config.cache, self._holdings())
+
+    def _holdings(self) -> Holdings:
+        """Whom a manager asks: where nobody waits, or keys cannot be moved, there is no way back to choose."""
+        if not self.slack.hurried or self.config.cache.positions.move == "rebuild":
+            return self.staging
+        return Chooser(self.staging, self.bytes_of, self.way_back)
+
+    def _latents_bytes(self) -> int:
+        geometry = self.backbone.geometry
+        return sum(4 * geometry.tokens(m) * self.backbone.channels(m) for m in Modality)
 
     # -- directives
 
@@ -183,9 +220,17 @@ class Engine:
                 session.retained[chunk] = replace(session.retained[chunk], prompt=directive.prompt)
                 session.prompt_of[chunk] = directive.prompt
                 # What the store has of it was encoded under the old prompt.
-                self.tier.forget(session.id, chunk)
+                self.staging.forget(session.id, chunk)
         self._carry_out(session, plan)
         session.forget_prompts()
+
+    def announce(self, session: Session, scene: str) -> bool:
+        """A return to ``scene`` comes soon: what it will bring back is prefetched, as far as there is room.
+
+        Returns whether nothing is left to be waited for; so it is for a scene that there is none of.
+        """
+        self.require(session)
+        return self.returns.announce(session, scene)
 
     def harvest(self, session: Session, chunk: int, masks: Mapping[Modality, torch.Tensor], score: float) -> bool:
         """Make the subject anchor of the tokens that ``masks`` [tokens] (bool, by modality) choose from a kept chunk.
@@ -229,8 +274,13 @@ class Engine:
             self.require(session)
         if len({session.id for session in sessions}) != len(sessions):
             raise StreamError("a stream stands twice in one step; each makes one chunk at a time")
+        for session in sessions:
+            late = self.returns.tend(session)
+            if late is not None:
+                self._carry_out(session, late)
         begun: list[Session] = []
         made: dict[str, Made] = {}
+        began = self.clock()
         try:
             for session in sessions:
                 session.manager.begin()
@@ -243,6 +293,7 @@ class Engine:
             for session in begun:
                 self._abort(session)
             raise
+        self.slack.stepped(self.clock() - began)
         for session in sessions:
             chunk, latents, shares = made[session.id]
             session.retained[chunk.index], session.prompt_of[chunk.index] = latents, latents.prompt
@@ -272,9 +323,10 @@ class Engine:
 
     def _make(self, sessions: Sequence[Session], schedule: Schedule) -> list[Made]:
         """Denoise, publish, correct, and leave the corrected copies' keys and values in the staged pages."""
-        batch = Batch(self.backbone, self.pool, self.ops, sessions)
+        batch, began = Batch(self.backbone, self.pool, self.ops, sessions), self.clock()
         clean = batch.denoise(schedule)
         statistics = [[v.cpu().numpy() for v in self.ops.channel_statistics(x)] for x in clean]
+        self.way_back.passed((self.clock() - began) / (len(schedule.sigmas) * len(sessions)))
         chunks, committed = [], []
         for row, session in enumerate(sessions):
             seen = {
@@ -332,6 +384,8 @@ class Engine:
     def check_integrity(self) -> None:
         """Raise ``IntegrityError`` if any stream's books, pages or records contradict each other."""
         self.pool.check_integrity()
+        self.staging.check_integrity()
+        self.way_back.check_integrity()
         for session in self.sessions.values():
             session.manager.check_integrity()
             session.check_pages()

@@ -1,21 +1,24 @@
 """Carries out the plans of the cache manager on the pool and the restore store, and encodes chunks from latents."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from cache.chooser import Chooser
 from cache.keep_set import Role
 from cache.plan import Encoding, Eviction, Plan, Restoration
 from cache.pool import Pool
 from cache.positions import Move
 from cache.spec import TYPES, AttentionType
 from cache.tiers import KeyValues, Latents, RestoreTier
-from errors import RecordLost
+from cache.way_back import WayBack
 from kernels.attention import BlockTable
 from kernels.ops import Ops
 from models.backbone import Backbone
 from models.processors import Rows
 from models.rope import KEY_KIND
+from streams.arrivals import Fetcher
 from streams.durability import WriteThrough, on_host
 from streams.session import Origin, Session
 
@@ -30,6 +33,9 @@ class Executor:
     tier: RestoreTier
     context_sigma: float
     through: WriteThrough
+    fetcher: Fetcher
+    way_back: WayBack
+    clock: Callable[[], float]
 
     def carry_out(self, session: Session, plan: Plan) -> None:
         """Fetch, evict, restore, move, encode, forget, in this order.
@@ -37,22 +43,29 @@ class Executor:
         What comes back is fetched before anything is offloaded, or a full store might drop it for what goes; a page is
         reused only after its copy has landed.
         """
-        fetched, lost = self._fetch(session, plan)
+        begun = self.clock()
+        predicted_s = self._explain(session)
+        arrivals = self.fetcher.bring(session, plan)
         for eviction in plan.evictions:
             self._evict(session, eviction)
-        for chunk, reason in lost.items():
+        for chunk, reason in arrivals.lost.items():
             self.give_up(session, chunk, reason)
+        for chunk, (types, reason) in arrivals.late.items():
+            self._postpone(session, chunk, types, reason)
         self._retire_latents(session, plan)
         for restoration in plan.restorations:
-            if restoration.chunk in session.manager.ledgers[restoration.type].entries:
-                self._restore(session, restoration, fetched[restoration.type, restoration.chunk])
+            payload = arrivals.key_values.get((restoration.type, restoration.chunk))
+            if payload is not None and restoration.chunk in session.manager.ledgers[restoration.type].entries:
+                self._restore(session, restoration, payload)
         for t, moves in plan.moves.items():
             for move in moves:
                 self._move(session, t, move)
         if plan.encode_subject:
             self.encode_subject(session)
-        for encoding in plan.encode:
+        for encoding in arrivals.encode:
             self.encode_planned(session, encoding)
+        if plan.restorations or plan.encode:
+            self.fetcher.spent(predicted_s, self.clock() - begun)
         self.through.forget(session, plan.forget)
         for chunk in plan.forget:
             session.retained.pop(chunk, None)
@@ -80,34 +93,42 @@ class Executor:
             if chunk not in subjects:
                 del session.retained[chunk]
 
-    def _fetch(self, session: Session, plan: Plan) -> tuple[dict[tuple[AttentionType, int], KeyValues], dict[int, str]]:
-        """Keys, values and latents of all that the plan brings back, and the chunks that the store lost, with why."""
-        fetched: dict[tuple[AttentionType, int], KeyValues] = {}
-        lost: dict[int, str] = {}
-        arriving = {r.chunk for r in plan.restorations} | {e.chunk for e in plan.encode}
-        for chunk in sorted(arriving):
-            try:
-                if chunk not in session.retained:
-                    session.retained[chunk] = self.tier.latents(session.id, chunk)
-                for t in (r.type for r in plan.restorations if r.chunk == chunk):
-                    fetched[t, chunk] = self.tier.fetch(session.id, chunk, t)
-            except RecordLost as error:
-                lost[chunk] = str(error)
-        return fetched, lost
+    def _explain(self, session: Session) -> float:
+        """Enter in the log which ways back were chosen for a plan, and why; returns how long the plan is to take."""
+        holdings, manager = session.manager.recorder.holdings, session.manager
+        choices = holdings.take() if isinstance(holdings, Chooser) else {}
+        for chunk, choice in choices.items():
+            manager.log.add(manager.next_chunk, "way back", str(choice), chunk)
+        return max((choice.predicted_s for choice in choices.values()), default=0.0)
 
     def _restore(self, session: Session, restoration: Restoration, payload: KeyValues) -> None:
+        begun = self.clock()
         page = self.pool.claim(session.lease, restoration.type, restoration.place)
         self.ops.unpack(self.pool.storage[restoration.type], page, payload.tensor.to(self.pool.device))
         session.origins[restoration.type, restoration.chunk] = Origin(payload.tensor[:, 0].clone(), payload.slot)
         self.rotate(restoration.type, page, payload.slot, restoration.slot)
+        self._finish()
+        self.way_back.unpacked(payload.nbytes, self.clock() - begun)
 
     def give_up(self, session: Session, chunk: int, reason: str) -> None:
-        if chunk not in session.manager.subject_chunks():
+        self._strike(session, chunk, session.manager.give_up(chunk, reason))
+
+    def _postpone(self, session: Session, chunk: int, types: tuple[AttentionType, ...], reason: str) -> None:
+        self._strike(session, chunk, session.manager.postpone(chunk, types, reason))
+
+    def _strike(self, session: Session, chunk: int, evictions: list[Eviction]) -> None:
+        """Release what there is of a chunk that was struck off; a place that was to be filled may have no page yet."""
+        if chunk not in session.manager.subject_chunks() and chunk not in session.manager.kept():
             session.retained.pop(chunk, None)
-        for eviction in session.manager.give_up(chunk, reason):
+        for eviction in evictions:
             session.origins.pop((eviction.type, chunk), None)
             if eviction.place in session.lease.tables[eviction.type]:
                 self.pool.release(session.lease, eviction.type, eviction.place)
+
+    def _finish(self) -> None:
+        """Wait for the device, so that what is measured is not only the launch."""
+        if self.pool.device.type == "cuda":
+            torch.cuda.synchronize(self.pool.device)
 
     # -- positions
 
@@ -180,7 +201,10 @@ class Executor:
             places[t] = place
             if (t, place) not in scratch:
                 session.origins.pop((t, chunk), None)
+        begun = self.clock()
         self.encode(session, chunk, latents, manager.positions.slots[chunk], places)
+        self._finish()
+        self.way_back.encoded(self.clock() - begun)
         for t, place in scratch:
             self.pool.release(session.lease, t, place)
         self.through.encoded(session, chunk, encoding.types)

@@ -35,6 +35,8 @@ class Session:
         forgetting: by plan, chunks that the store is still to forget; of a few plans at most.
         failure: what kept a plan from being carried out; the stream is over but for its ``close``.
         subject_tokens: token indices of the subject anchor in its source chunk, by attention type.
+        tries: how often each chunk that is waited for was postponed.
+        announced_until: chunk by which an announced return should have come.
     """
 
     id: str
@@ -48,6 +50,8 @@ class Session:
     prompt_of: dict[int, str] = field(default_factory=dict)
     forgetting: deque[tuple[int, ...]] = field(default_factory=deque)
     failure: Exception | None = None
+    tries: dict[int, int] = field(default_factory=dict)
+    announced_until: int | None = None
 
     @property
     def prompt(self) -> Prompt:

@@ -14,7 +14,7 @@ from streams.engine import Engine
 from streams.session import Origin, Session
 from wire import seal, unseal
 
-KIND, VERSION = "snapshot", 4
+KIND, VERSION = "snapshot", 5
 Plain = dict[str, Any]
 
 

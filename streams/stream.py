@@ -66,6 +66,10 @@ class Stream:
         """Enter a known scene again: its sink, anchors and last chunks come back from the restore store."""
         self.engine.direct(self.session, ReturnTo(scene))
 
+    def announce(self, scene: str) -> bool:
+        """A return to ``scene`` comes soon: prefetch what it brings back; returns whether all of it is here."""
+        return self.engine.announce(self.session, scene)
+
     def change_prompt(self, prompt: str | Prompt, mode: Literal["keep", "recache", "cut"] = "keep") -> None:
         """Another prompt from the next chunk on.
 

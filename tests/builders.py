@@ -21,6 +21,7 @@ from streams.batch import Batch
 from streams.durability import Durability
 from streams.engine import Engine, EngineConfig
 from streams.session import Session
+from streams.slack import RestoreConfig
 
 LTX_2_0 = {"rope_type": "interleaved"}
 LTX_2_0_SPLIT = {"rope_type": "split"}
@@ -91,6 +92,8 @@ def engine(
     host_bytes: int = 1 << 28,
     tier: RestoreTier | None = None,
     durability: Durability = "none",
+    restore: RestoreConfig | None = None,
+    **time: Any,
 ) -> Engine:
     """An engine of small sizes; every part can be given."""
     config = EngineConfig(
@@ -99,8 +102,11 @@ def engine(
         sessions=sessions,
         host_bytes=host_bytes,
         durability=durability,
+        restore=restore or RestoreConfig(),
     )
-    return Engine(model or backbone(), policy or SceneMemory(Budgets.uniform(SMALL_KEEP_SET)), config, tier=tier)
+    return Engine(
+        model or backbone(), policy or SceneMemory(Budgets.uniform(SMALL_KEEP_SET)), config, tier=tier, **time
+    )
 
 
 def latents(model: Backbone, rows: int, seed: int) -> Pair:

@@ -119,7 +119,8 @@ class Books(RuleBasedStateMachine):
             if isinstance(self.manager.policy, SceneMemory):
                 for t, ledger in self.manager.ledgers.items():
                     back = scene.last[::-1][: ledger.budget.restored]
-                    found = {c for c in back if c in held and (t, c) not in self.manager.books.lost}
+                    gone = {c for kind, c in self.manager.books.lost if kind is t} | set(self.manager.waiting)
+                    found = {c for c in back if c in held and c not in gone}
                     assert found <= set(ledger.entries), (t, back)
 
     @rule(data=st.data())
@@ -164,6 +165,22 @@ class Books(RuleBasedStateMachine):
         if chunk in self.manager.kept() and chunk not in self.manager.subject_chunks():
             self.manager.give_up(chunk, "lost")
 
+    @rule(chunk=st.integers(0, 30), kept=st.booleans())
+    def postpone(self, chunk: int, kept: bool) -> None:
+        """Of a chunk that comes back for all types, or for those that are keyed by video where audio was kept."""
+        types = [t for t in TYPES if t.keyed_by is Modality.VIDEO or not kept]
+        back = [t for t in types if chunk in self.manager.ledgers[t].entries]
+        if back:
+            self.manager.postpone(chunk, back, "late")
+
+    @rule(data=st.data())
+    def welcome(self, data: st.DataObject) -> None:
+        waiting = self.manager.waiting
+        if waiting:
+            chunks = data.draw(st.lists(st.sampled_from(waiting), min_size=1, unique=True))
+            self.carry_out(self.manager.welcome(chunks))
+            assert not set(chunks) & set(self.manager.waiting)
+
     @rule()
     def books_elsewhere_follow(self) -> None:
         number, operations = self.manager.recorder.take()
@@ -193,7 +210,7 @@ class Books(RuleBasedStateMachine):
         if isinstance(manager.policy, SceneMemory):
             for t, ledger in manager.ledgers.items():
                 first = manager.scenes.current.sink[: ledger.budget.scene_sink]
-                sink = [c for c in first if (t, c) not in manager.books.lost]
+                sink = [c for c in first if (t, c) not in manager.books.lost and c not in manager.waiting]
                 assert set(sink) <= set(ledger.entries), "the sink is attended in every step once it exists"
 
 

@@ -127,3 +127,13 @@ def test_a_scene_s_first_chunk_has_the_first_schedule_and_a_return_has_not() -> 
         begins.append(stream.session.manager.begins_scene)
         stream.next()
     assert begins == [True, False, True, False, False, False]
+
+
+def test_a_return_is_announced_so_many_chunks_before_and_a_cut_is_not() -> None:
+    script = Script(
+        (Shot(6.4, "a", "a ball"), Shot(6.4, "b", "a box"), Shot(6.4, return_to="a"), Shot(1, "c", "a cone"))
+    )
+    director = Director(script, Fraction(16, 25))
+    announced = [director.announced(chunk, 3) for chunk in range(director.total)]
+    assert [(i, scene) for i, scene in enumerate(announced) if scene] == [(17, "a"), (18, "a"), (19, "a")]
+    assert not any(director.announced(chunk, 0) for chunk in range(director.total))

@@ -3,6 +3,9 @@
 import asyncio
 import io
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ import torch
 from actors.bookkeeping import OwnLedger
 from actors.generator import Generator
 from actors.live import State
+from actors.metrics import Tally
 from actors.order import Order
 from actors.pace import Pace
 from actors.reel import Glimpse, notable
@@ -21,6 +25,7 @@ from media.reading import read
 from models.segmenter import Finding
 from streams.director import Script, Shot
 from tests.service import Shelf, generator, run, studio, until
+from tests.slow_tier import SlowTier
 
 BALL = Order("a red ball bouncing in a blue room", seed=1)
 RING = Order("a black ring bouncing in a yellow room", seed=2)
@@ -237,6 +242,68 @@ def test_controls_say_from_which_chunk_they_hold_and_refuse_what_cannot_be() -> 
             assert {s["name"] for s in books["scenes"]} == {"opening", "attic"}
             assert await made.thumbnail("a", "opening")
             assert await made.thumbnail("a", "cellar") is None
+
+    run(test)
+
+
+@contextmanager
+def store_far_away() -> Iterator[SlowTier]:
+    """The engine of these tests with a store that answers when the test says so, and somebody who waits."""
+    engine, tier = studio(4).engine, SlowTier(1 << 28)
+    before, config = engine.tier, engine.slack.config
+    engine.tier = engine.staging.tier = tier
+    engine.slack.config = replace(config, share=0.5)
+    try:
+        yield tier
+    finally:
+        engine.tier = engine.staging.tier = before
+        engine.slack.config = config
+
+
+async def returned(made: Generator, tier: SlowTier, delay: float | None) -> tuple[int, int, list[Any]]:
+    """Go away, and back when the store answers after ``delay``; when it was asked for, when it held, what was seen."""
+    await made.create("a", BALL)
+    await take(made, "a", 6)
+    await made.control("a", Direction("cut", RING.prompt, "attic"))
+    await take(made, "a", 7, after=5)
+    tier.delay = lambda chunk, kind: delay
+    watching = asyncio.create_task(take(made, "a", 12, after=12))
+    await until(lambda: bool(made.sessions["a"].watching))
+    asked = made.sessions["a"].made
+    back = await made.control("a", Direction("return", scene="opening"))
+    return asked, back["from"], await watching
+
+
+def test_a_return_waits_some_chunks_for_a_scene_that_is_far_away_and_no_longer() -> None:
+    async def test() -> None:
+        with store_far_away() as tier:
+            async with generator() as made:
+                asked, begin, seen = await returned(made, tier, None)
+                lead = made.worker.engine.config.restore.lead
+                assert asked < begin <= asked + lead + 1  # a step may be on its way
+                assert [m["index"] for m in of(seen, "chunk")] == list(range(13, 25))
+                scenes = {m["index"]: m["scene"] for m in of(seen, "chunk")}
+                assert scenes[begin - 1] == "attic"
+                assert scenes[begin] == "opening"
+                actions = {d["action"] for d in (await made.inspect("a"))["decisions"]}
+                assert "postpone" in actions
+                await made.loop.measure()
+                meter = made.loop.meter
+                assert isinstance(meter, Tally)
+                assert meter.gauges["restores", "slow", "postponed"] > 0
+                assert meter.gauges["prefetched", "late"] > 0
+
+    run(test)
+
+
+def test_a_return_to_a_scene_that_is_near_holds_from_the_next_chunk() -> None:
+    async def test() -> None:
+        with store_far_away() as tier:
+            async with generator() as made:
+                asked, begin, _ = await returned(made, tier, 0.0)
+                assert begin <= asked + 2
+                books = await made.inspect("a")
+                assert books["keep_set"]["video_self"]["scene_sink"] == [0]
 
     run(test)
 

@@ -112,6 +112,18 @@ class Twins(RuleBasedStateMachine):
             with pytest.raises(RecordLost):
                 self.twin.fetch(session, chunk, kind)
 
+    @rule(session=SESSIONS, chunk=CHUNKS, kind=st.sampled_from(TYPES))
+    def begin_to_fetch(self, session: str, chunk: int, kind: AttentionType) -> None:
+        """What comes later is what the store had when the call was carried out."""
+        answers = [self.remote.begin_fetch(session, chunk, kind), self.remote.begin_latents(session, chunk)]
+        self.line.carry_out()
+        twins = [self.twin.begin_fetch(session, chunk, kind), self.twin.begin_latents(session, chunk)]
+        for answer, twin in zip(answers, twins, strict=True):
+            assert answer.done()
+            assert type(answer.exception()) is type(twin.exception())
+            if answer.exception() is None:
+                assert answer.result().nbytes == twin.result().nbytes
+
     @rule(late=st.booleans())
     def answers_come_late(self, late: bool) -> None:
         self.line.late = late
@@ -226,6 +238,31 @@ def test_one_call_that_failed_costs_what_it_carried_and_nothing_else() -> None:
     tier.offload("a", 4, TYPES[0], key_values(Role.RECENT))
     tier.holds("a", 0)
     assert [tier.holds("a", chunk) != NOTHING for chunk in range(5)] == [True, True, True, False, True]
+    assert tier.failures == 1
+
+
+def test_a_fetch_is_begun_without_waiting_and_a_store_that_goes_is_a_lost_record() -> None:
+    line = Line(RestoreStore(1 << 20, 0))
+    waiting: list[Future[Answer]] = []
+
+    def call(name: str, *arguments: Any) -> "Future[Answer]":
+        if name != "fetch":
+            return line.call(name, *arguments)
+        waiting.append(Future())
+        return waiting[-1]
+
+    tier = RemoteTier(call)
+    payload = key_values(Role.RECENT)
+    tier.offload("a", 0, TYPES[0], payload)
+    asked = [tier.begin_fetch("a", 0, TYPES[0]) for _ in range(2)]
+    assert not any(answer.done() for answer in asked)
+    assert line.store is not None
+    waiting[0].set_result(line.store.fetch("a", 0, TYPES[0].value))
+    assert torch.equal(asked[0].result().tensor, payload.tensor)
+    waiting[1].set_exception(ServiceError("the store has gone"))
+    with pytest.raises(RecordLost, match="has gone"):
+        asked[1].result()
+    tier.holds("a", 0)
     assert tier.failures == 1
 
 
