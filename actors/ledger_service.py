@@ -169,14 +169,15 @@ class LedgerShard:
     def close(self, session: str, epoch: int) -> None:
         """Forget a session, unless somebody else has taken it over; unknown ones are no error.
 
-        While the journal is down it is taken out as soon as that is back.
+        Raises ``JournalDown``: it is forgotten here, and taken out of the journal as soon as that is back.
         """
         self._begin()
         if session in self.books and self.books[session].epoch <= epoch:
             del self.books[session]
             self.leaving.add(session)
-            with suppress(JournalDown):
-                self._mend()
+            self.journal.ready()
+            self._write([lines.gone(session)])
+            self.leaving.discard(session)
 
     def tend(self) -> None:
         """What is due from time to time: take the books up, write what an outage left unwritten, free space."""

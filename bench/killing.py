@@ -137,7 +137,8 @@ class Rounds:
                 right = found in (before.get(session), after.get(session))
                 self.tally.half_done += found != before.get(session) and right
             if not right:
-                older = found is None or found[1] < (self.kept.get(session) or before[session])[1]
+                floor = self.kept.get(session) or before.get(session)
+                older = floor is not None and (found is None or found[1] < floor[1])
                 self.tally.lost += older
                 self.tally.wrong += not older
 
