@@ -1,13 +1,22 @@
-"""The restore store of a node: evicted chunks and streams that are put away, in host memory outside generators."""
+"""The restore store of a node: evicted chunks and streams that are put away, in host memory and on disk."""
 
+import logging
 import secrets
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from actors.vault import HostVault
 from cache.records import Plain, parse_key_values, parse_latents, plain_key_values, plain_latents, plain_record
 from cache.spec import AttentionType
-from cache.tiers import HostTier
+from cache.tiered import TieredStore
+from cache.tiered_config import TiersConfig
+from errors import ServiceError
+
+LOG = logging.getLogger("longtake.store")
+LANDING_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -26,29 +35,49 @@ class Answer:
 
 @dataclass
 class RestoreStore:
-    """``cache.tiers.HostTier`` and a vault, behind calls whose arguments and results are plain data.
+    """``cache.tiered.TieredStore`` and a vault, behind calls whose arguments and results are plain data.
 
     Args:
         host_bytes: bound of the records; at it the least useful make room.
         vault_bytes: bound of the streams that are put away; at it the next is refused.
+        tiers: what is below host memory. A thread writes to disk, where there is one.
+        key: what the disk is encrypted with, or nothing.
+        clock: wall time in seconds.
     """
 
     host_bytes: int
     vault_bytes: int
+    tiers: TiersConfig = field(default_factory=TiersConfig)
+    key: bytes = field(default=b"", repr=False)
+    clock: Callable[[], float] = time.time
     incarnation: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def __post_init__(self) -> None:
-        self.tier = HostTier(self.host_bytes)
+        self.tier = TieredStore(self.host_bytes, self.tiers, self.clock, self.key, LOG.warning)
         self.vault = HostVault(self.vault_bytes)
+        self._writer = threading.Thread(target=self.tier.work, name="store", daemon=True)
+        if self.tiers.disk:
+            self._writer.start()
+
+    def shut(self) -> None:
+        """End the thread that writes, and let the disk go; what is on it stays."""
+        self.tier.shut()
+        if self.tiers.disk:
+            self._writer.join()
 
     def keep_latents(self, session: str, chunk: int, latents: Plain) -> Answer:
         """See ``RestoreTier.keep_latents``."""
         self.tier.keep_latents(session, chunk, parse_latents(latents))
-        return self._answer()
+        return self._taken()
 
     def offload(self, session: str, chunk: int, type: str, payload: Plain) -> Answer:
         """See ``RestoreTier.offload``."""
         self.tier.offload(session, chunk, AttentionType(type), parse_key_values(payload))
+        return self._taken()
+
+    def introduce(self, session: str, owner: str, model: str) -> Answer:
+        """See ``RestoreTier.introduce``."""
+        self.tier.introduce(session, owner, model)
         return self._answer()
 
     def fetch(self, session: str, chunk: int, type: str) -> Answer:
@@ -98,17 +127,45 @@ class RestoreStore:
         """See ``HostVault.drop``."""
         self.vault.drop(session)
 
-    def statistics(self) -> dict[str, int]:
-        """Bytes and counts of both."""
+    def statistics(self) -> dict[str, float]:
+        """Bytes and counts of both: of host memory as they are, ``disk_``, ``queued_``, ``hits_``, ``misses_``."""
         tier, vault = self.tier.statistics(), self.vault.statistics()
-        return {
-            "bytes_held": tier.bytes_held,
-            "budget_bytes": tier.budget_bytes,
-            "records": tier.records,
-            "dropped_key_values": tier.dropped_key_values,
-            "dropped_latents": tier.dropped_latents,
+        found: dict[str, float] = {
+            "bytes_held": tier.host.bytes_held,
+            "budget_bytes": tier.host.budget_bytes,
+            "records": tier.host.records,
+            "dropped_key_values": tier.host.dropped_key_values,
+            "dropped_latents": tier.host.dropped_latents,
+            "dropped_refused": tier.refused,
+            "dropped_expired": tier.expired,
+            "queued_bytes": tier.queued_bytes,
+            "degraded": float(bool(tier.degraded)),
+            "degradations": tier.degradations,
+            "unerased": tier.unerased,
+            **{f"hits_{where}": count for where, count in tier.hits.items()},
+            **{f"misses_{reason}": count for reason, count in tier.misses.items()},
             **{f"vault_{name}": value for name, value in vault.items()},
         }
+        if tier.disk is not None:
+            found |= {
+                "disk_bytes_held": tier.disk.bytes_held,
+                "disk_budget_bytes": tier.disk.budget_bytes,
+                "disk_payload_bytes": tier.disk.payload_bytes,
+                "disk_records": tier.disk.records,
+                "dropped_disk_key_values": tier.disk.dropped_key_values,
+                "dropped_disk_latents": tier.disk.dropped_latents,
+                **{f"removed_{what.replace(' ', '_')}": count for what, count in tier.disk.removed.items()},
+            }
+        return found
+
+    def _taken(self) -> Answer:
+        """What was given is as safe as configured. Raises ``ServiceError`` if it cannot be made so."""
+        try:
+            if not self.tier.landed().result(LANDING_S):
+                raise ServiceError("what was given could not be written to disk")
+        except TimeoutError:
+            raise ServiceError(f"what was given was not on disk within {LANDING_S:g} s") from None
+        return self._answer()
 
     def _answer(self, result: Any = None) -> Answer:
-        return Answer(self.incarnation, self.tier.dropped_key_values + self.tier.dropped_latents, result)
+        return Answer(self.incarnation, self.tier.losses, result)
