@@ -164,7 +164,7 @@ class Reader:
 
 def take_lock(path: Path) -> int | None:
     """Lock a file for this process, as long as what is returned is open; ``None`` if another one has it."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)  # a disk may turn read-only while it is held
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
