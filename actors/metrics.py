@@ -47,8 +47,12 @@ METRICS = {
         Metric("takeovers", "counter", "Sessions taken over from other generators"),
         Metric("store_refused", "gauge", "Payloads that were not kept because too much was on its way to the store"),
         Metric("store_failures", "gauge", "Calls that the restore store did not answer"),
-        Metric("store_bytes", "gauge", "Bytes of the restore store: records, vault, budgets", ("node", "what")),
+        Metric("store_bytes", "gauge", "Bytes of the restore store by tier: records, vault, budgets", ("node", "what")),
         Metric("store_dropped", "gauge", "Records that had to make room in the restore store", ("node", "what")),
+        Metric("store_hits", "gauge", "Fetches answered by the restore store, by tier", ("node", "what")),
+        Metric("store_misses", "gauge", "Fetches not answered: absent, damaged, foreign, io", ("node", "what")),
+        Metric("store_degraded", "gauge", "If the store's disk fails, how often, what is unerased", ("node", "what")),
+        Metric("store_removed", "gauge", "Files that were no records when the disk was opened", ("node", "what")),
         Metric("requests", "counter", "Calls of gateways", ("call", "outcome")),
         Metric("sockets", "gauge", "Open sockets of viewers at this gateway"),
     )

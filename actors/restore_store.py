@@ -19,6 +19,22 @@ LOG = logging.getLogger("longtake.store")
 LANDING_S = 20.0
 
 
+METRICS = {
+    "dropped": "store_dropped",
+    "hits": "store_hits",
+    "misses": "store_misses",
+    "degraded": "store_degraded",
+    "degradations": "store_degraded",
+    "unerased": "store_degraded",
+    "removed": "store_removed",
+}
+
+
+def metric_of(name: str) -> str | None:
+    """The metric that a number of ``RestoreStore.statistics`` belongs to, if one."""
+    return METRICS.get(name.partition("_")[0], "store_bytes" if "bytes" in name else None)
+
+
 @dataclass(frozen=True)
 class Answer:
     """What every call answers with.

@@ -11,24 +11,22 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TypeVar
 
 from cache.codecs import named
 from cache.spec import TYPES, AttentionType
 from cache.storage.behind import Behind
 from cache.storage.buffers import BufferPool
-from cache.storage.disk import DiskTier
 from cache.storage.disk_config import DiskConfig
 from cache.storage.files import Files
 from cache.storage.index import Key
+from cache.storage.lower import Lower
 from cache.storage.packing import KINDS, LATENTS, Payload, kind_of, worth
 from cache.storage.quotas import Owners, Quota, account
-from cache.storage.seals import Aes, Seal, Unsealed
+from cache.storage.seals import Aes, Unsealed
 from cache.tiered_config import TieredStatistics, TiersConfig
 from cache.tiers import Held, HostTier, KeyValues, Latents, Record, RestoreTier
-from errors import ConfigError, RecordLost
+from errors import RecordLost
 
-T = TypeVar("T")
 USES = 65_536  # records whose uses are counted; all begin anew beyond that
 
 
@@ -56,40 +54,41 @@ class TieredStore(RestoreTier):
         tell: Callable[[str], None] = lambda reason: None,
         files: Files | None = None,
     ) -> None:
-        self.config, self.clock, self.tell = config, clock, tell
+        self.config, self.clock = config, clock
         self.owners, quota = Owners(), Quota(config.session_bytes, config.owner_bytes)
         self.host = HostTier(host_bytes, 0, 0, named(config.host_codec), quota, self.owners, self._demote)
-        self.behind = Behind(config.behind_bytes)
-        self.buffers = BufferPool(config.buffer_bytes)
-        seal: Seal = Aes(key) if key else Unsealed()
-        self._disk_config = DiskConfig(
-            config.disk_bytes, named(config.disk_codec), quota, files or Files(config.sync), seal
-        )
         self.hits: Counter[str] = Counter()
-        self.misses: Counter[str] = Counter()
-        self.refused = self.gone = self.expired = self.degradations = self.recoveries = 0
-        self.degraded = ""
+        self.expired = 0
         self._uses: Counter[Key] = Counter()
         self._last: dict[str, float] = {}
-        self._unerased: set[str] = set()
-        self._unremoved: set[Key] = set()
-        self._retry_at = self._sweep_at = float("-inf")
+        self._sweep_at, self._ended = float("-inf"), False
         self._lock = threading.RLock()
-        self._news, self._ended = threading.Condition(self._lock), False
-        self.disk: DiskTier | None = None
-        if config.disk:
-            try:
-                self.disk = self._open()
-            except OSError as error:
-                self._degrade(error)
+        self.lower = Lower(
+            root=Path(config.disk) if config.disk else None,
+            config=DiskConfig(
+                config.disk_bytes,
+                named(config.disk_codec),
+                quota,
+                files or Files(config.sync),
+                Aes(key) if key else Unsealed(),
+            ),
+            owners=self.owners,
+            buffers=BufferPool(config.buffer_bytes),
+            behind=Behind(config.behind_bytes),
+            lock=self._lock,
+            clock=clock,
+            retry_s=config.retry_s,
+            tell=tell,
+            above=lambda key: self._in_host(key) is not None,
+        )
 
     # -- what a cache asks
 
     def holds(self, session: str, chunk: int) -> Held:
         with self._lock:
             held = self.host.holds(session, chunk)
-            types = {t for t in TYPES if t not in held.types and self._below(Key(session, chunk, kind_of(t)))}
-            return Held(held.types | types, held.latents or self._below(Key(session, chunk, LATENTS)))
+            types = {t for t in TYPES if t not in held.types and self.lower.has(Key(session, chunk, kind_of(t)))}
+            return Held(held.types | types, held.latents or self.lower.has(Key(session, chunk, LATENTS)))
 
     def introduce(self, session: str, owner: str, model: str) -> None:
         with self._lock:
@@ -139,19 +138,14 @@ class TieredStore(RestoreTier):
         with self._lock:
             self.host.forget(session, chunk)
             for kind in KINDS:
-                self._remove_below(Key(session, chunk, kind))
+                self.lower.remove(Key(session, chunk, kind))
                 self._uses.pop(Key(session, chunk, kind), None)
 
     def fork(self, parent: str, child: str) -> None:
         with self._lock:
             self._touch(child)
             self.host.fork(parent, child)
-            refused: list[Key] = self._on_disk(lambda disk: disk.fork(parent, child), [])
-            self.gone += sum(not self._host_has(key) for key in refused)
-            for key in [key for key in self.behind.keys() if key.session == parent]:  # noqa: SIM118
-                pending, mine = self.behind.get(key), Key(child, key.chunk, key.kind)
-                if pending is not None and not self._queue(mine, pending.payload) and not self._host_has(mine):
-                    self.gone += 1
+            self.lower.fork(parent, child)
 
     def adopt(self, parent: str, child: str) -> None:
         self.fork(parent, child)
@@ -159,165 +153,112 @@ class TieredStore(RestoreTier):
     def close(self, session: str) -> None:
         with self._lock:
             self.host.close(session)
-            for key in [*self.behind.keys(), *self._uses]:
-                if key.session == session:
-                    self.behind.settle(key)
-                    self._uses.pop(key, None)
-            if self.disk is not None and self.disk.index.of(session):
-                self._on_disk(lambda disk: disk.close(session), None, unerased=session)
+            self.lower.close(session)
+            for key in [key for key in self._uses if key.session == session]:
+                del self._uses[key]
             self.owners.forget(session)
             self._last.pop(session, None)
 
     def landed(self) -> "Future[bool]":
         """As configured: at once, or when all that waits for the disk now has got there."""
         with self._lock:
-            waiting = [p.done for k in self.behind.keys() if (p := self.behind.get(k)) is not None]  # noqa: SIM118
-            if self.config.safe == "memory":
-                return done(True)
-            return all_of(waiting, not self.degraded)
+            return self.host.landed() if self.config.safe == "memory" else self.lower.landed()
 
     def chunks(self, session: str) -> list[int]:
         """Chunks of ``session`` with a record in any tier, in media order."""
         with self._lock:
-            below = self.disk.index.of(session) if self.disk is not None else []
-            waiting = (key for key in self.behind.keys() if key.session == session)  # noqa: SIM118
-            return sorted({*self.host.chunks(session), *(key.chunk for key in (*below, *waiting))})
+            return sorted({*self.host.chunks(session), *(key.chunk for key in self.lower.keys(session))})
 
-    # -- the way to disk
+    # -- the thread that writes
 
     def work(self) -> None:
         """Write what waits, and tend to the rest, until ``shut``; for one thread."""
         while not self._ended:
             self.tend()
             if not self.write_next():
-                with self._news:
-                    self._news.wait(1.0)
+                with self._lock:
+                    if not self._ended:
+                        self.lower.news.wait(1.0)
 
     def write_next(self) -> bool:
         """Write what waits longest; whether there was something."""
-        with self._lock:
-            disk, first = self.disk, self.behind.first()
-            if disk is None or first is None or self.degraded:
-                return False
-        key, pending = first
-        try:
-            draft = disk.draft(key, pending.payload)
-            with self._lock:
-                if self.behind.get(key) is not pending:
-                    return True
-                if not disk.reserve(draft):
-                    self._give_up(key)
-                    return True
-            disk.write(draft)
-            with self._lock:
-                if self.behind.get(key) is not pending:
-                    disk.discard(draft)
-                    return True
-                disk.publish(draft)
-                self.behind.settle(key)
-        except RecordLost:
-            return True  # what it was to share made room meanwhile; the next try writes it
-        except ConfigError as error:
-            with self._lock:
-                self.tell(f"a record cannot be written: {error}")
-                self._give_up(key)
-        except OSError as error:
-            with self._lock:
-                self._degrade(error)
-        return True
+        return self.lower.write_next()
 
     def tend(self) -> None:
         """Try a disk that failed again, and erase what nobody has used for too long; by the thread that writes."""
-        now = self.clock()
+        now, ttl_s = self.clock(), self.config.ttl_s
         with self._lock:
-            if self.degraded and self.config.disk and now >= self._retry_at:
-                self._retry_at = now + self.config.retry_s
-                self._recover()
-            if self.config.ttl_s is not None and now >= self._sweep_at:
-                self._sweep_at = now + self.config.ttl_s / 20
-                self._expire(now - self.config.ttl_s)
+            if self.lower.recover():
+                for session in self.host.sessions():
+                    for chunk in self.host.chunks(session):
+                        self._write_ahead(Key(session, chunk, LATENTS))
+            if ttl_s is not None and now >= self._sweep_at:
+                self._sweep_at = now + ttl_s / 20
+                self._expire(now - ttl_s)
 
     def shut(self) -> None:
         """Let the disk go, with all that is on it; what is on its way is not waited for."""
         with self._lock:
             self._ended = True
-            self._news.notify_all()
-            if self.disk is not None:
-                self.disk.shut()
-                self.disk = None
+            self.lower.shut()
 
     # -- the state of it
 
     @property
     def losses(self) -> int:
         """See ``TieredStatistics``; never fewer than before."""
-        return self.gone + self.host.dropped_key_values + self.host.dropped_latents + self._disk_losses()
+        return self.lower.gone + self.lower.dropped + self.host.dropped_key_values + self.host.dropped_latents
 
     def statistics(self) -> TieredStatistics:
         """A frozen summary."""
         with self._lock:
-            disk = None if self.disk is None else self.disk.statistics()
+            lower = self.lower
             return TieredStatistics(
                 host=self.host.statistics(),
-                disk=disk,
-                queued_records=len(self.behind),
-                queued_bytes=self.behind.bytes_held,
+                disk=None if lower.disk is None else lower.disk.statistics(),
+                queued_records=len(lower.behind),
+                queued_bytes=lower.behind.bytes_held,
                 hits=dict(self.hits),
-                misses=dict(self.misses),
-                refused=self.refused,
+                misses=dict(lower.misses),
+                refused=lower.refused,
                 losses=self.losses,
                 expired=self.expired,
-                degraded=self.degraded,
-                degradations=self.degradations,
-                recoveries=self.recoveries,
-                unerased=len(self._unerased) + len(self._unremoved),
+                degraded=lower.degraded,
+                degradations=lower.degradations,
+                recoveries=lower.recoveries,
+                unerased=lower.unerased,
             )
 
     def check_integrity(self) -> None:
         """Each tier's own, and the queue's."""
         with self._lock:
             self.host.check_integrity()
-            self.behind.check_integrity()
-            if self.disk is not None and not self.degraded:
-                self.disk.check_integrity()
+            self.lower.behind.check_integrity()
+            if self.lower.disk is not None and not self.lower.degraded:
+                self.lower.disk.check_integrity()
 
-    # -- inside: up and down
+    # -- inside
 
     def _arrives(self, session: str, chunk: int, type: AttentionType | None) -> Key:
         """A payload is about to be kept; nothing older of its key may ever be given back."""
         key = Key(session, chunk, kind_of(type))
         self._touch(session)
-        self._remove_below(key)
+        self.lower.remove(key)
         return key
 
     def _write_ahead(self, key: Key) -> None:
         """Queue a copy of what host memory has; if there is no room it is tried again when it must go."""
         payload = self._in_host(key)
-        if payload is not None and not self._below(key):
-            self._queue(key, payload)
+        if payload is not None and not self.lower.has(key):
+            self.lower.put(key, payload)
 
     def _demote(self, session: str, chunk: int, type: AttentionType | None, payload: Payload) -> bool:
         """Host memory drops a payload; whether it is or will be on disk."""
         key = Key(session, chunk, kind_of(type))
-        if self._below(key):
+        if self.lower.has(key):
             return True
-        worthy = worth(payload) or self._uses[key] > 1 or self.config.admission != "worthy"
-        return bool(worthy) and self._queue(key, payload)
-
-    def _queue(self, key: Key, payload: Payload) -> bool:
-        if self.disk is None or self.degraded:
-            return False
-        taken, displaced = self.behind.put(key, payload)
-        self.refused += len(displaced) + (not taken)
-        self.gone += sum(not self._host_has(other) for other, _ in displaced)
-        self._news.notify_all()
-        return taken
-
-    def _give_up(self, key: Key) -> None:
-        """What waits will not be written."""
-        self.behind.drop(key)
-        self.refused += 1
-        self.gone += not self._host_has(key)
+        worthy = worth(payload) > 0 or self._uses[key] > 1 or self.config.admission != "worthy"
+        return worthy and self.lower.put(key, payload)
 
     def _use(self, key: Key) -> Payload:
         """A payload, wherever it is, brought up. Raises ``RecordLost``."""
@@ -330,9 +271,8 @@ class TieredStore(RestoreTier):
             if self._uses[key] > 1:
                 self._write_ahead(key)
             return payload
-        pending = self.behind.get(key)
-        payload = self._read(key) if pending is None else pending.payload
-        self.hits["disk" if pending is None else "queue"] += 1
+        payload, where = self.lower.read(key)
+        self.hits[where] += 1
         self._used(key)
         if isinstance(payload, Latents):
             self.host.keep_latents(key.session, key.chunk, payload)
@@ -345,26 +285,12 @@ class TieredStore(RestoreTier):
             self._uses.clear()
         self._uses[key] += 1
 
-    def _read(self, key: Key) -> Payload:
-        """From disk. Raises ``RecordLost``; what is damaged is gone then, and counted."""
-        if self.disk is None:
-            self.misses["absent"] += 1
-            raise RecordLost(f"chunk {key.chunk} [{key.kind}] of {key.session!r} is not in host memory")
-        before, records = Counter(self.disk.misses), len(self.disk.index.entries)
-        try:
-            return self.disk.get(*key)
-        except RecordLost:
-            self.misses.update(self.disk.misses - before)
-            self.gone += records - len(self.disk.index.entries)
-            raise
-
     def _peek(self, key: Key) -> Payload | None:
         """A payload, wherever it is; nothing is brought up."""
-        pending = self.behind.get(key)
-        payload = self._in_host(key) or (None if pending is None else pending.payload)
-        if payload is None and self.disk is not None and self.disk.has(*key):
+        payload = self._in_host(key)
+        if payload is None and self.lower.has(key):
             try:
-                return self._read(key)
+                return self.lower.read(key)[0]
             except RecordLost:
                 return None
         return payload
@@ -372,116 +298,16 @@ class TieredStore(RestoreTier):
     def _in_host(self, key: Key) -> Payload | None:
         return self.host.peek(key.session, key.chunk, None if key.kind == LATENTS else AttentionType(key.kind))
 
-    def _host_has(self, key: Key) -> bool:
-        return self._in_host(key) is not None
-
-    def _below(self, key: Key) -> bool:
-        return key in self.behind or (self.disk is not None and self.disk.has(*key))
-
-    def _remove_below(self, key: Key) -> None:
-        self.behind.settle(key)
-        if self.disk is not None and self.disk.has(*key):
-            self._on_disk(lambda disk: disk.remove(key), None, unremoved=key)
-
     def _touch(self, session: str) -> None:
         self._last[account(session)] = self.clock()
 
-    # -- inside: a disk that fails, and time that passes
-
-    def _open(self) -> DiskTier:
-        return DiskTier(Path(self.config.disk), self._disk_config, self.clock, self.owners, self.buffers)
-
-    def _on_disk(
-        self, do: Callable[[DiskTier], T], otherwise: T, unremoved: Key | None = None, unerased: str | None = None
-    ) -> T:
-        """Do something on disk; if it fails, remember what is still to be removed."""
-        if self.disk is None:
-            return otherwise
-        try:
-            return do(self.disk)
-        except OSError as error:
-            self._unremoved |= {unremoved} if unremoved is not None else set()
-            self._unerased |= {unerased} if unerased is not None else set()
-            self._degrade(error)
-            return otherwise
-
-    def _degrade(self, error: OSError) -> None:
-        self._retry_at = self.clock() + self.config.retry_s
-        if not self.degraded:
-            self.degradations += 1
-            self.degraded = str(error)
-            self.tell(f"the disk fails, there is host memory alone: {error}")
-        for key in self.behind.keys():  # noqa: SIM118
-            self._give_up(key)
-
-    def _recover(self) -> None:
-        """Open the disk anew, so that the index is what is there, and catch up on what could not be removed."""
-        try:
-            if self.disk is not None:
-                self.disk.probe()
-                self.gone += self._disk_losses()
-                self.disk.shut()
-                self.disk = None
-            self.disk = disk = self._open()
-            for session in set(self._unerased):
-                disk.close(session)
-                self._unerased.discard(session)
-            for key in set(self._unremoved):
-                disk.remove(key)
-                self._unremoved.discard(key)
-        except OSError as error:
-            self._degrade(error)
-            return
-        except ConfigError as error:
-            self.tell(f"the disk cannot be used again: {error}")
-            return
-        self.degraded = ""
-        self.recoveries += 1
-        self.gone += 1  # whoever follows the losses asks what is here now
-        self.tell("the disk works again")
-        for session in self.host.sessions():
-            for chunk in self.host.chunks(session):
-                self._write_ahead(Key(session, chunk, LATENTS))
-
     def _expire(self, before: float) -> None:
-        names = self.host.sessions() | {key.session for key in self.behind.keys()}  # noqa: SIM118
+        names = self.lower.sessions() | dict.fromkeys(self.host.sessions(), 0.0)
         last = dict(self._last)
-        if self.disk is not None:
-            for name in self.disk.index.by_session:
-                last[account(name)] = max(last.get(account(name), 0.0), self.disk.index.last_use(name))
-            names |= set(self.disk.index.by_session)
+        for name, used in self.lower.sessions().items():
+            last[account(name)] = max(last.get(account(name), 0.0), used)
         for name in names:
             if last.get(account(name), 0.0) < before:
                 self.close(name)
                 self.expired += 1
-                self.gone += 1
-
-    def _disk_losses(self) -> int:
-        return 0 if self.disk is None else self.disk.dropped["key_values"] + self.disk.dropped["latents"]
-
-
-def done(value: bool) -> "Future[bool]":
-    """A future that is done."""
-    told: Future[bool] = Future()
-    told.set_result(value)
-    return told
-
-
-def all_of(waiting: "list[Future[bool]]", good: bool) -> "Future[bool]":
-    """Done when all are; whether all were told so."""
-    if not waiting:
-        return done(good)
-    told: Future[bool] = Future()
-    left, results = len(waiting), []
-    lock = threading.Lock()
-
-    def tell(one: "Future[bool]") -> None:
-        with lock:
-            results.append(one.result())
-            last = len(results) == left
-        if last:
-            told.set_result(good and all(results))
-
-    for one in waiting:
-        one.add_done_callback(tell)
-    return told
+                self.lower.gone += 1

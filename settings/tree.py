@@ -13,6 +13,7 @@ from actors.pace import Pace
 from actors.telemetry import Telemetry
 from cache.keep_set import Budgets
 from cache.policies import ALL, Policy
+from cache.tiered_config import TiersConfig
 from errors import ConfigError, GeometryError
 from media.encoding import Encoding
 from streams.durability import Durability
@@ -96,6 +97,9 @@ class ServiceSettings:
         host_bytes: host memory of a restore store for evicted chunks; ``engine.host_bytes`` is for takes without a
             service.
         vault_bytes: host memory of a restore store for streams that are put away.
+        restore: what is below a restore store's host memory, see ``TiersConfig``.
+        store_key: where the key is that a restore store's disk is encrypted with: ``env:NAME`` or ``file:PATH``, 64
+            hexadecimal digits; empty for no encryption.
         stuck_s: a step that takes longer is taken for stuck, and its generator replaced.
         durability: what survives a generator's loss: ``none``; ``latents``, from which its sessions' memory is computed
             anew; or ``kv``, keys and values too, and they go on bit for bit. (``engine.durability`` is for takes
@@ -114,6 +118,8 @@ class ServiceSettings:
     store_resources: dict[str, float] = field(default_factory=dict)
     host_bytes: int = 4 << 30
     vault_bytes: int = 4 << 30
+    restore: TiersConfig = field(default_factory=TiersConfig)
+    store_key: str = ""
     stuck_s: float = 120.0
     durability: Durability = "latents"
     pace: Pace = field(default_factory=Pace)
@@ -125,6 +131,12 @@ class ServiceSettings:
         for name in ("gateways", "generators", "ledgers", "segmenters"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"service.{name} is {getattr(self, name)}; expected at least 1")
+        if self.durability == "kv" and not self.restore.lossless:
+            raise ConfigError(
+                "service.durability is 'kv', which is bit for bit; expected codecs of service.restore that lose nothing"
+            )
+        if self.store_key and self.store_key.partition(":")[0] not in ("env", "file"):
+            raise ConfigError("service.store_key is no reference; expected 'env:NAME' or 'file:PATH'")
 
 
 @with_config(STRICT)

@@ -121,7 +121,7 @@ class Engine:
         ``first_slot`` moves the whole time axis, which changes nothing but rounding.
         """
         embedded = self.prompt(prompt)
-        name = self._name()
+        name = self._new_name()
         manager = CacheManager(name, self.specs, self.policy, self.config.cache, self.tier)
         manager.positions.next_slot = first_slot
         manager.open_scene(scene, embedded.key)
@@ -136,7 +136,7 @@ class Engine:
         """A second stream with the same past; pages are shared until one of the two writes. Same seed, same future."""
         self.require(session)
         plain = dump(session.manager)
-        name = self._name()
+        name = self._new_name()
         lease = self.pool.fork(session.lease)
         manager = load(plain, name, self.specs, self.policy, self.config.cache, self.tier)
         for there, here in zip(shelves(session.id), shelves(name), strict=True):
@@ -161,7 +161,7 @@ class Engine:
 
     def new_manager(self, plain: dict[str, object]) -> CacheManager:
         """A manager under a fresh name that goes on from dumped state."""
-        return load(plain, self._name(), self.specs, self.policy, self.config.cache, self.tier)
+        return load(plain, self._new_name(), self.specs, self.policy, self.config.cache, self.tier)
 
     # -- directives
 
@@ -319,10 +319,11 @@ class Engine:
                 f"{session.failure!r}; close the stream and resume it from its last snapshot"
             ) from session.failure
 
-    @staticmethod
-    def _name() -> str:
+    def _new_name(self) -> str:
         # Unique beyond this engine: several may share a restore store.
-        return f"stream-{uuid4().hex[:12]}"
+        name = f"stream-{uuid4().hex[:12]}"
+        self.tier.introduce(name, "", self.backbone.fingerprint)
+        return name
 
     def _hash_prompt(self, text: str) -> Prompt:
         return hashed_prompt(
