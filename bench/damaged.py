@@ -6,7 +6,9 @@ import os
 import random
 import shutil
 import signal
+import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +21,7 @@ from cache.spec import TYPES
 from cache.storage.disk import DiskTier
 from cache.storage.disk_config import DiskConfig
 from cache.storage.files import Files
-from cache.storage.packing import Payload
+from cache.storage.packing import Payload, kind_of
 from cache.storage.seals import Seal
 from cache.tiered import TieredStore
 from cache.tiered_config import TiersConfig
@@ -27,7 +29,7 @@ from cache.tiers import KeyValues
 from errors import IntegrityError, RecordLost
 
 TYPE = TYPES[0]
-KIND = TYPE.value
+KIND = kind_of(TYPE)
 SESSIONS = ("a", "b", "c")
 
 
@@ -115,7 +117,7 @@ def torn(root: Path, seal: Seal, step: int) -> Tally:
         tier = opened(root, seal)
         tier.put("a", 0, KIND, payload_of(1))
         path = next(p for p in files_of(root) if (p.parent.name == "contents") == (restart_of == "content"))
-        data, name = path.read_bytes(), path
+        data, name = path.read_bytes(), path  # a head's name is the same each time, a content's never
         tier.close("a")
         tier.shut()
         for length in range(0, len(data), step):
@@ -123,10 +125,7 @@ def torn(root: Path, seal: Seal, step: int) -> Tally:
             tier.put("a", 0, KIND, payload_of(1))
             tier.put("b", 0, KIND, payload_of(2))
             tier.shut()
-            target = (
-                next(p for p in files_of(root) if p.parent.name == name.parent.name) if restart_of == "head" else None
-            )
-            (target or root / "contents" / "torn").write_bytes(data[:length])
+            (name if restart_of == "head" else root / "contents" / "torn").write_bytes(data[:length])
             tier = opened(root, seal)
             tally.done += 1
             tally.reasons.update(tier.removed)
@@ -241,7 +240,9 @@ def _store(root: Path, key: bytes) -> TieredStore:
 def _one_life(root: Path, key: bytes, seed: int, seconds: float) -> list[str]:
     """What a process told before it was killed ``seconds`` after its first word."""
     reading, writing = os.pipe()
-    child = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own threads, which the child does not need
+        child = os.fork()
     if not child:
         os.close(reading)
         _live(root, key, seed, writing)
@@ -257,8 +258,6 @@ def _one_life(root: Path, key: bytes, seed: int, seconds: float) -> list[str]:
 
 def _live(root: Path, key: bytes, seed: int, pipe: int) -> None:
     """Write, fork and erase until killed, and say so before and after each."""
-    import threading
-
     rng, store = random.Random(seed), _store(root, key)
     threading.Thread(target=store.work, daemon=True).start()
     os.write(pipe, b"ready\n")
