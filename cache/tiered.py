@@ -92,6 +92,7 @@ class TieredStore(RestoreTier):
 
     def introduce(self, session: str, owner: str, model: str) -> None:
         with self._lock:
+            self._touch(session)
             self.owners.introduce(session, owner, model)
 
     def offload(self, session: str, chunk: int, type: AttentionType, payload: KeyValues) -> None:
@@ -311,3 +312,6 @@ class TieredStore(RestoreTier):
                 self.close(name)
                 self.expired += 1
                 self.lower.gone += 1
+        for stream in [stream for stream, used in last.items() if used < before]:
+            self.owners.forget(stream)
+            self._last.pop(stream, None)

@@ -20,7 +20,7 @@ from cache.spec import TYPES
 from cache.storage.files import Files
 from cache.tiered import TieredStore
 from cache.tiered_config import TiersConfig
-from cache.tiers import NOTHING, HostTier, RestoreTier
+from cache.tiers import NOTHING, HostTier, KeyValues, RestoreTier
 from errors import ConfigError, RecordCorrupt, RecordLost
 from streams.stream import Stream
 from tests.builders import engine
@@ -336,6 +336,19 @@ def test_equal_contents_of_strangers_are_held_once_in_each_tier(tmp_path: Path) 
     assert store.statistics().host.bytes_held == 0
     assert not files_of(tmp_path)
     store.shut()
+
+
+def test_only_what_is_equal_in_every_bit_is_one_content() -> None:
+    tier = HostTier(1 << 20)
+    tensors = [torch.full((4,), value) for value in (0.0, -0.0, float("nan"), float("nan"))]
+    tensors += [torch.zeros(2, 2), torch.zeros(4, dtype=torch.int32)]
+    for chunk, tensor in enumerate(tensors):
+        tier.offload("a", chunk, KIND, KeyValues(tensor, 0, Role.RECENT))
+    tier.check_integrity()
+    assert tier.bytes_held == 5 * 16  # the two that are no numbers are the same bytes
+    assert torch.signbit(tier.fetch("a", 1, KIND).tensor).all()
+    tier.close("a")
+    assert tier.bytes_held == 0
 
 
 def test_landed_on_disk_means_written(tmp_path: Path) -> None:

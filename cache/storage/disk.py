@@ -337,7 +337,10 @@ class DiskTier:
         gone = list(entries)
         orphans = [name for entry in gone if (name := self.index.discard(entry)) is not None]
         for entry in gone if heads else ():
-            self.folder.forget_head(entry.key)
+            if entry.key.session in self.index.by_session:
+                self.folder.forget_head(entry.key)
+            else:
+                self.folder.erase(entry.key.session)
         for name in orphans:
             self.folder.forget_content(name)
 

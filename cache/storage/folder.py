@@ -119,14 +119,11 @@ class Folder:
         self.files.sync_folder(path.parent)
 
     def forget_head(self, key: Key) -> None:
-        """Remove a head, and with its last one the stream's folder and key."""
+        """Remove one head of a stream that has others."""
         path = self._head(key)
         self.files.unlink(path)
-        if not path.parent.is_dir():
-            return
-        self.files.sync_folder(path.parent)
-        if not {p.name for p in path.parent.iterdir()} - {STREAM_KEY}:
-            self.erase(key.session)
+        if path.parent.is_dir():
+            self.files.sync_folder(path.parent)
 
     def forget_content(self, name: str) -> None:
         """Remove a content."""
@@ -182,11 +179,13 @@ class Folder:
         for entry in sorted(found, key=lambda entry: entry.used):
             if contents.setdefault(entry.content.name, entry.content) != entry.content:
                 removed["foreign"] += 1
-                self.forget_head(entry.key)
+                _destroy(self._head(entry.key))
                 continue
             index.add(entry)
             plain = entry.label.plain
             owners.introduce(entry.key.session, plain["owner"], entry.label.model)
+        for session in {entry.key.session for entry in found} - set(index.by_session):
+            self.erase(session)
         for path in (self.root / CONTENTS).iterdir():
             if path.name not in index.contents:
                 removed["orphan" if path.is_file() else "unknown"] += 1
