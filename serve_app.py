@@ -20,7 +20,7 @@ from actors import serving
 from actors.deployments import GeneratorReplica, SegmenterReplica, gateway_builder
 from actors.remote import DIRECTORY, NAMESPACE, Around
 from actors.worker import Worker
-from settings import Settings, build_segmenter, build_worker, load
+from settings import Settings, build_segmenter, build_worker, load, read_key
 
 NAME, GENERATOR = "longtake", "generator"
 
@@ -94,7 +94,8 @@ def application(settings: Settings, build: Callable[..., Worker] = build_worker)
         max_ongoing_requests=10_000,
     )
     build_one = partial(build, settings)
-    around = Around(**{f.name: getattr(service, f.name) for f in fields(Around)})
+    named = {f.name: getattr(service, f.name) for f in fields(Around)}
+    around = Around(**named | {"store_key": read_key(service.store_key)})
     generators = generator.bind(build_one, around, _segmenters(settings))
     bound: Application = gateway.bind(generators)
     return bound

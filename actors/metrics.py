@@ -75,8 +75,12 @@ METRICS = {
         Metric("transfer_failures", "gauge", "Transfers that failed: unverified, recycled, gone, pending", ("what",)),
         Metric("transfer_slots", "gauge", "Slots of the transport: free, leased, held, grave", ("use",)),
         Metric("transfer_graveyard_bytes", "gauge", "Bytes not used because a lost transfer may still touch them"),
-        Metric("store_bytes", "gauge", "Bytes of the restore store: records, vault, budgets", ("node", "what")),
+        Metric("store_bytes", "gauge", "Bytes of the restore store by tier: records, vault, budgets", ("node", "what")),
         Metric("store_dropped", "gauge", "Records that had to make room in the restore store", ("node", "what")),
+        Metric("store_hits", "gauge", "Fetches answered by the restore store, by tier", ("node", "what")),
+        Metric("store_misses", "gauge", "Fetches not answered: absent, damaged, foreign, io", ("node", "what")),
+        Metric("store_degraded", "gauge", "If the store's disk fails, how often, what is unerased", ("node", "what")),
+        Metric("store_removed", "gauge", "Files that were no records when the disk was opened", ("node", "what")),
         Metric("requests", "counter", "Calls of gateways", ("call", "outcome")),
         Metric("sockets", "gauge", "Open sockets of viewers at this gateway"),
     )

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -22,11 +22,12 @@ from actors.journals import JournalSettings, build_journal
 from actors.ledger_service import Entry, LedgerShard, Statement, Verdict, shard_of
 from actors.ray_meter import RayMeter
 from actors.remote_tier import Call
-from actors.restore_store import Answer, RestoreStore
+from actors.restore_store import Answer, RestoreStore, metric_of
 from actors.staging import Staging, StagingConfig
 from actors.telemetry import Telemetry
 from actors.transport.choose import Transport, region
 from actors.worker import Vault
+from cache.tiered_config import TiersConfig
 from errors import LongtakeError, ServiceError
 
 NAMESPACE = "longtake"
@@ -81,11 +82,13 @@ class Around:
     vault_bytes: int
     transport: Transport
     staging: StagingConfig
+    restore: TiersConfig
     ledgers: int
     journal: JournalSettings
     stuck_s: float
     sight_s: float
     telemetry: Telemetry
+    store_key: bytes = field(default=b"", repr=False)
 
 
 def plainly(error: BaseException) -> BaseException:
@@ -110,16 +113,16 @@ def told_plainly() -> Iterator[None]:
 class StoreActor(RestoreStore):
     """A restore store that tells what it holds every few seconds, as ``node`` in metrics."""
 
-    def __init__(self, host_bytes: int, vault_bytes: int, node: str) -> None:
-        super().__init__(host_bytes, vault_bytes)
+    def __init__(self, host_bytes: int, vault_bytes: int, tiers: TiersConfig, key: bytes, node: str) -> None:
+        super().__init__(host_bytes, vault_bytes, tiers, key)
         self.node, self.meter = node, RayMeter()
         threading.Thread(target=self._tell, name="gauges", daemon=True).start()
 
     def _tell(self) -> None:
         while True:
             for name, value in self.statistics().items():
-                metric = "store_dropped" if name.startswith("dropped") else "store_bytes"
-                if metric == "store_dropped" or "bytes" in name:
+                metric = metric_of(name)
+                if metric is not None:
                     self.meter.set(metric, value, node=self.node, what=name)
             time.sleep(GAUGES_S)
 
@@ -132,7 +135,8 @@ def restore_store(around: Around) -> Handle:
         node = ray.get_runtime_context().get_node_id()
         name = f"{STORE}-{node[:12]}"
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
-    return shared(name, StoreActor, around.host_bytes, around.vault_bytes, node[:12], **options)
+    given = (around.host_bytes, around.vault_bytes, around.restore, around.store_key, node[:12])
+    return shared(name, StoreActor, *given, **options)
 
 
 def store_calls(handle: Handle) -> Call:

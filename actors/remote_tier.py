@@ -143,6 +143,9 @@ class RemoteTier(RestoreTier):
         found: Found = self._wait("holdings", [child])
         self.index |= held_of(found)
 
+    def introduce(self, session: str, owner: str, model: str) -> None:
+        self._send(lambda index: None, "introduce", session, owner, model)
+
     def close(self, session: str) -> None:
         self._send(lambda index: index.pop(session, None), "close", session)
 

@@ -1,6 +1,10 @@
-"""The restore store of a node: evicted chunks and streams that are put away, in host memory outside generators."""
+"""The restore store of a node: evicted chunks and streams that are put away, in host memory and on disk."""
 
+import logging
 import secrets
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +14,29 @@ from actors.transport.base import Offer, Ticket
 from actors.vault import HostVault
 from cache.records import plain_record
 from cache.spec import AttentionType
-from cache.tiers import HostTier
+from cache.tiered import TieredStore
+from cache.tiered_config import TiersConfig
+from errors import ServiceError
+
+LOG = logging.getLogger("longtake.store")
+LANDING_S = 20.0
+
+
+METRICS = {
+    "dropped": "store_dropped",
+    "hits": "store_hits",
+    "misses": "store_misses",
+    "degraded": "store_degraded",
+    "degradations": "store_degraded",
+    "unerased": "store_degraded",
+    "removed": "store_removed",
+}
+
+
+def metric_of(name: str) -> str | None:
+    """The metric that a number of ``RestoreStore.statistics`` belongs to, if one."""
+    return METRICS.get(name.partition("_")[0], "store_bytes" if "bytes" in name else None)
+
 
 WARM_BYTES = 256 << 20  # idle buffers that are kept for what comes next, at most
 
@@ -31,23 +57,38 @@ class Answer:
 
 @dataclass
 class RestoreStore:
-    """``cache.tiers.HostTier`` and a vault, behind calls whose arguments and results are plain data.
+    """``cache.tiered.TieredStore`` and a vault, behind calls whose arguments and results are plain data.
 
     Tensors come and go as ``Cargo``: in the call, or one-sided through a slot of the caller's that the call names.
 
     Args:
         host_bytes: bound of the records; at it the least useful make room.
         vault_bytes: bound of the streams that are put away; at it the next is refused.
+        tiers: what is below host memory. A thread writes to disk, where there is one.
+        key: what the disk is encrypted with, or nothing.
+        clock: wall time in seconds.
     """
 
     host_bytes: int
     vault_bytes: int
+    tiers: TiersConfig = field(default_factory=TiersConfig)
+    key: bytes = field(default=b"", repr=False)
+    clock: Callable[[], float] = time.time
     incarnation: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def __post_init__(self) -> None:
-        self.tier = HostTier(self.host_bytes)
         self.dock = Dock(min(WARM_BYTES, self.host_bytes // 8))
+        self.tier = TieredStore(self.host_bytes, self.tiers, self.clock, self.key, LOG.warning)
         self.vault = HostVault(self.vault_bytes)
+        self._writer = threading.Thread(target=self.tier.work, name="store", daemon=True)
+        if self.tiers.disk:
+            self._writer.start()
+
+    def shut(self) -> None:
+        """End the thread that writes, and let the disk go; what is on it stays."""
+        self.tier.shut()
+        if self.tiers.disk:
+            self._writer.join()
 
     def greet(self, ticket: Ticket) -> Answer:
         """See ``Dock.greet``."""
@@ -56,11 +97,16 @@ class RestoreStore:
     def keep_latents(self, session: str, chunk: int, latents: Cargo) -> Answer:
         """See ``RestoreTier.keep_latents``; raises ``TransferFailed`` and ``RecordCorrupt``."""
         self.tier.keep_latents(session, chunk, self.dock.take(latents).latents())
-        return self._answer()
+        return self._taken()
 
     def offload(self, session: str, chunk: int, type: str, payload: Cargo) -> Answer:
         """See ``RestoreTier.offload``; raises ``TransferFailed`` and ``RecordCorrupt``."""
         self.tier.offload(session, chunk, AttentionType(type), self.dock.take(payload).key_values())
+        return self._taken()
+
+    def introduce(self, session: str, owner: str, model: str) -> Answer:
+        """See ``RestoreTier.introduce``."""
+        self.tier.introduce(session, owner, model)
         return self._answer()
 
     def fetch(self, session: str, chunk: int, type: str, landing: Offer | None = None) -> Answer:
@@ -111,18 +157,46 @@ class RestoreStore:
         """See ``HostVault.drop``."""
         self.vault.drop(session)
 
-    def statistics(self) -> dict[str, int]:
-        """Bytes and counts of both."""
+    def statistics(self) -> dict[str, float]:
+        """Bytes and counts of both: of host memory as they are, ``disk_``, ``queued_``, ``hits_``, ``misses_``."""
         tier, vault = self.tier.statistics(), self.vault.statistics()
-        return {
-            "bytes_held": tier.bytes_held,
-            "budget_bytes": tier.budget_bytes,
-            "records": tier.records,
-            "dropped_key_values": tier.dropped_key_values,
-            "dropped_latents": tier.dropped_latents,
+        found: dict[str, float] = {
+            "bytes_held": tier.host.bytes_held,
+            "budget_bytes": tier.host.budget_bytes,
+            "records": tier.host.records,
+            "dropped_key_values": tier.host.dropped_key_values,
+            "dropped_latents": tier.host.dropped_latents,
+            "dropped_refused": tier.refused,
+            "dropped_expired": tier.expired,
+            "queued_bytes": tier.queued_bytes,
+            "degraded": float(bool(tier.degraded)),
+            "degradations": tier.degradations,
+            "unerased": tier.unerased,
+            **{f"hits_{where}": count for where, count in tier.hits.items()},
+            **{f"misses_{reason}": count for reason, count in tier.misses.items()},
             **{f"vault_{name}": value for name, value in vault.items()},
             **{f"transfer_{name}": value for name, value in self.dock.statistics().items()},
         }
+        if tier.disk is not None:
+            found |= {
+                "disk_bytes_held": tier.disk.bytes_held,
+                "disk_budget_bytes": tier.disk.budget_bytes,
+                "disk_payload_bytes": tier.disk.payload_bytes,
+                "disk_records": tier.disk.records,
+                "dropped_disk_key_values": tier.disk.dropped_key_values,
+                "dropped_disk_latents": tier.disk.dropped_latents,
+                **{f"removed_{what.replace(' ', '_')}": count for what, count in tier.disk.removed.items()},
+            }
+        return found
+
+    def _taken(self) -> Answer:
+        """What was given is as safe as configured. Raises ``ServiceError`` if it cannot be made so."""
+        try:
+            if not self.tier.landed().result(LANDING_S):
+                raise ServiceError("what was given could not be written to disk")
+        except TimeoutError:
+            raise ServiceError(f"what was given was not on disk within {LANDING_S:g} s") from None
+        return self._answer()
 
     def check_integrity(self) -> None:
         """Tier and dock are as they must be."""
@@ -130,4 +204,4 @@ class RestoreStore:
         self.dock.check_integrity()
 
     def _answer(self, result: Any = None) -> Answer:
-        return Answer(self.incarnation, self.tier.dropped_key_values + self.tier.dropped_latents, result)
+        return Answer(self.incarnation, self.tier.losses, result)

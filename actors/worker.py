@@ -16,7 +16,7 @@ import torch
 
 from actors.gauges import Gauge, gauges
 from actors.ledger_service import Entry, Statement, Terms
-from actors.order import Order, pack_order
+from actors.order import Order, pack_order, parse_order
 from actors.reel import Away, Glimpse, Note, Piece, Reel
 from cache.state import dump
 from errors import BadMessage, LongtakeError, NoCapacity, PoolExhausted, StreamError, UnknownSession
@@ -144,6 +144,7 @@ class Worker:
             director = Director(order.script, self.engine.backbone.geometry.seconds)
             name, prompt = order.script.name(0), director.opening.prompt
         stream = self.with_room(lambda: Stream.open(self.engine, prompt, order.seed, name))
+        self._introduce(stream, owner)
         packed = pack_order(order, owner)
         decoder, encoder = StreamDecoder(self.codecs), self.encoder()
         self.reels[session] = Reel(session, self.codecs, stream, decoder, encoder, packed, director, order.subject)
@@ -180,8 +181,13 @@ class Worker:
             data = self.vault.take(session)
             stream = self.with_room(lambda: Stream.resume(self.engine, data))
             stream.session.manager.record(reel.away.recorder)
+            self._introduce(stream, parse_order(reel.order)[1])
             reel.stream, reel.away = stream, None
             self.vault.drop(session)
+
+    def _introduce(self, stream: Stream, owner: str) -> None:
+        """Tell the restore store whose records these are, for its quotas."""
+        self.engine.tier.introduce(stream.session.id, owner, self.engine.backbone.fingerprint)
 
     def close(self, session: str) -> None:
         """End a take and release all that it holds; unknown sessions are no error."""

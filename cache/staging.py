@@ -194,6 +194,9 @@ class Staging(RestoreTier):
     def adopt(self, parent: str, child: str) -> None:
         self.tier.adopt(parent, child)
 
+    def introduce(self, session: str, owner: str, model: str) -> None:
+        self.tier.introduce(session, owner, model)
+
     def close(self, session: str) -> None:
         self.let_go(session)
         self.tier.close(session)

@@ -1,7 +1,7 @@
 """Every setting in one frozen tree, the only reader of files and environment, and what builds what they describe."""
 
 from settings.build import Studio, build_engine, build_segmenter, build_studio, build_worker
-from settings.reading import load, plain_settings, read_script, read_shots
+from settings.reading import load, plain_settings, read_key, read_script, read_shots
 from settings.tree import POLICIES, RANDOM, Cue, ModelSettings, Settings
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "build_worker",
     "load",
     "plain_settings",
+    "read_key",
     "read_script",
     "read_shots",
 ]

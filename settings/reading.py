@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError, with_config
 
+from cache.storage.seals import KEY_BYTES
 from errors import ConfigError, ScriptError
 from settings.tree import RANDOM, STRICT, TRAINED_FOR, Cue, ModelSettings, Settings
 from streams.director import Script, Shot
@@ -77,6 +78,27 @@ def _trained_for(plain: Any) -> Any:
         return {}
     file = Path(ModelSettings(source).path) / TRAINED_FOR
     return _yaml(file, str(file)) if file.is_file() else {}
+
+
+def read_key(reference: str, environ: Mapping[str, str] = os.environ) -> bytes:
+    """The key that ``service.store_key`` refers to; nothing for no reference.
+
+    Raises:
+        ConfigError: it is not there, or no key; the message does not show it.
+    """
+    kind, _, name = reference.partition(":")
+    if not reference:
+        return b""
+    try:
+        written = environ[name] if kind == "env" else Path(name).read_text(encoding="ascii")
+        key = bytes.fromhex(written.strip())
+    except (KeyError, OSError):
+        raise ConfigError(f"service.store_key is {reference!r}, where nothing can be read; expected a key") from None
+    except ValueError:
+        raise ConfigError(f"what service.store_key {reference!r} refers to is no hexadecimal number") from None
+    if len(key) != KEY_BYTES:
+        raise ConfigError(f"the key at service.store_key {reference!r} has {len(key)} bytes; expected {KEY_BYTES}")
+    return key
 
 
 def read_script(path: Path) -> list[Cue]:

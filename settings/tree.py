@@ -16,6 +16,7 @@ from actors.telemetry import Telemetry
 from actors.transport.choose import Transport
 from cache.keep_set import Budgets
 from cache.policies import ALL, Policy
+from cache.tiered_config import TiersConfig
 from errors import ConfigError, GeometryError
 from media.encoding import Encoding
 from streams.durability import Durability
@@ -102,6 +103,9 @@ class ServiceSettings:
         transport: how chunks go to the restore store and back: through ``shared`` memory, where it is on the same
             machine, else within calls; by ``nixl`` (UCX), from wherever it is; or ``inline``, within calls.
         staging: the slots of a generator through which they go.
+        restore: what is below a restore store's host memory, see ``TiersConfig``.
+        store_key: where the key is that a restore store's disk is encrypted with: ``env:NAME`` or ``file:PATH``, 64
+            hexadecimal digits; empty for no encryption.
         stuck_s: a step that takes longer is taken for stuck, and its generator replaced.
         durability: what survives a generator's loss: ``none``; ``latents``, from which its sessions' memory is computed
             anew; or ``kv``, keys and values too, and they go on bit for bit. (``engine.durability`` is for takes
@@ -124,6 +128,8 @@ class ServiceSettings:
     vault_bytes: int = 4 << 30
     transport: Transport = "shared"
     staging: StagingConfig = field(default_factory=StagingConfig)
+    restore: TiersConfig = field(default_factory=TiersConfig)
+    store_key: str = ""
     stuck_s: float = 120.0
     durability: Durability = "latents"
     restore_share: float = 0.5
@@ -138,6 +144,12 @@ class ServiceSettings:
                 raise ConfigError(f"service.{name} is {getattr(self, name)}; expected at least 1")
         if not 0.0 <= self.restore_share <= 1.0:
             raise ConfigError(f"service.restore_share is {self.restore_share}; expected a part between 0 and 1")
+        if self.durability == "kv" and not self.restore.lossless:
+            raise ConfigError(
+                "service.durability is 'kv', which is bit for bit; expected codecs of service.restore that lose nothing"
+            )
+        if self.store_key and self.store_key.partition(":")[0] not in ("env", "file"):
+            raise ConfigError("service.store_key is no reference; expected 'env:NAME' or 'file:PATH'")
 
 
 @with_config(STRICT)

@@ -147,7 +147,7 @@ class Engine:
         ``first_slot`` moves the whole time axis, which changes nothing but rounding.
         """
         embedded = self.prompt(prompt)
-        name = self._name()
+        name = self._new_name()
         manager = CacheManager(name, self.specs, self.policy, self.config.cache, self._holdings())
         manager.positions.next_slot = first_slot
         manager.open_scene(scene, embedded.key)
@@ -162,7 +162,7 @@ class Engine:
         """A second stream with the same past; pages are shared until one of the two writes. Same seed, same future."""
         self.require(session)
         plain = dump(session.manager)
-        name = self._name()
+        name = self._new_name()
         lease = self.pool.fork(session.lease)
         manager = load(plain, name, self.specs, self.policy, self.config.cache, self._holdings())
         for there, here in zip(shelves(session.id), shelves(name), strict=True):
@@ -188,7 +188,7 @@ class Engine:
 
     def new_manager(self, plain: dict[str, object]) -> CacheManager:
         """A manager under a fresh name that goes on from dumped state."""
-        return load(plain, self._name(), self.specs, self.policy, self.config.cache, self._holdings())
+        return load(plain, self._new_name(), self.specs, self.policy, self.config.cache, self._holdings())
 
     def _holdings(self) -> Holdings:
         """Whom a manager asks: where nobody waits, or keys cannot be moved, there is no way back to choose."""
@@ -371,10 +371,11 @@ class Engine:
                 f"{session.failure!r}; close the stream and resume it from its last snapshot"
             ) from session.failure
 
-    @staticmethod
-    def _name() -> str:
+    def _new_name(self) -> str:
         # Unique beyond this engine: several may share a restore store.
-        return f"stream-{uuid4().hex[:12]}"
+        name = f"stream-{uuid4().hex[:12]}"
+        self.staging.introduce(name, "", self.backbone.fingerprint)
+        return name
 
     def _hash_prompt(self, text: str) -> Prompt:
         return hashed_prompt(

@@ -9,7 +9,7 @@ import pytest
 from cache.keep_set import Budgets
 from cache.policies import SinkRecent
 from errors import BudgetError, CheckpointError, ConfigError, GeometryError
-from settings import POLICIES, Cue, ModelSettings, Settings, build_engine, load, read_script
+from settings import POLICIES, Cue, ModelSettings, Settings, build_engine, load, read_key, read_script
 from streams.engine import EngineConfig
 
 Write = Callable[[str], Path]
@@ -198,3 +198,40 @@ def test_the_password_of_an_address_is_in_no_error() -> None:
             load({"service": {"journal": wrong}}, {})
         assert "secret" not in str(caught.value)
         assert "://***@host" in str(caught.value)
+
+
+KEY = "0f" * 32
+
+
+def test_the_store_s_key_is_read_from_where_the_reference_says_and_never_shown(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(KEY + "\n")
+    assert read_key("") == b""
+    assert read_key("env:STORE", {"STORE": KEY}) == read_key(f"file:{tmp_path / 'key'}") == bytes.fromhex(KEY)
+    for reference, value, said in (
+        ("env:STORE", None, "nothing can be read"),
+        ("env:STORE", "0f0f", "has 2 bytes; expected 32"),
+        ("env:STORE", "secret words", "is no hexadecimal number"),
+        ("file:/nowhere/key", None, "nothing can be read"),
+    ):
+        with pytest.raises(ConfigError, match=said) as error:
+            read_key(reference, {} if value is None else {"STORE": value})
+        assert value is None or value not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "service: {durability: kv, restore: {disk_codec: int8}}",
+            "expected codecs of service.restore that lose nothing",
+        ),
+        ("service: {store_key: 0f0f}", "expected 'env:NAME' or 'file:PATH'"),
+        ("service: {restore: {host_codec: zip}}", "codec is 'zip'"),
+        ("service: {restore: {admission: sometimes}}", "service.restore.admission"),
+        ("service: {restore: {safe: disk}}", "expected a disk, and admission 'always'"),
+        ("service: {restore: {ttl_s: 0}}", "expected more than 0"),
+    ],
+)
+def test_a_restore_store_that_cannot_keep_its_word_is_refused(written: Write, text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load(written(text), RANDOM_WEIGHTS)

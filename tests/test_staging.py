@@ -366,7 +366,8 @@ def test_a_store_killed_in_mid_push_leaves_no_wrong_byte_and_no_slot_behind(kind
             successor.ask("ready")
             staging.answered(number)
         assert staging.book.statistics().free == 4
-    assert 0 < told < 4 * kills, "all or none were pushed before the kill: the test shows nothing"
+    if kills >= KILLS:  # of few, all may fall on one side of the pushes
+        assert 0 < told < 4 * kills, "all or none were pushed before the kill: the test shows nothing"
     assert not staging.failures
     staging.close()
 

@@ -20,7 +20,7 @@ KIND = AttentionType.VIDEO_SELF
 
 
 def payload(role: Role) -> KeyValues:
-    return KeyValues(torch.zeros(25), 0, role)  # 100 bytes
+    return KeyValues(torch.rand(25), 0, role)  # 100 bytes
 
 
 def masks(made: Engine) -> dict[Modality, torch.Tensor]:
@@ -34,7 +34,7 @@ def test_a_full_tier_drops_recent_then_anchors_then_sinks_then_latents_oldest_fi
     roles = [Role.SCENE_SINK, Role.SCENE_ANCHOR, Role.RECENT, Role.RESTORED, Role.SCENE_SINK]
     for chunk, role in enumerate(roles):
         tier.offload("s", chunk, KIND, payload(role))
-        tier.keep_latents("s", chunk, Latents(torch.zeros(1), torch.zeros(1), "p"))  # 8 bytes
+        tier.keep_latents("s", chunk, Latents(torch.rand(1), torch.rand(1), "p"))  # 8 bytes
     seen = []
     for budget in (450, 350, 250, 150, 50, 30, 20, 0):
         tier.budget_bytes = budget
