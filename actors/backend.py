@@ -72,6 +72,23 @@ class ServeBackend:
                 raise
             return found
 
+    async def bring(self, session: str, owner: str, nbytes: int, pieces: AsyncIterator[bytes]) -> dict[str, Any]:
+        """Place a session and begin it with the take of a file, which goes on to its generator as it comes."""
+        with told_plainly():
+            await self.directory.place.remote(session)
+            try:
+                of, offset = self._of(session), 0
+                ticket = await of.expect.remote(nbytes)
+                async for piece in pieces:
+                    await of.add.remote(ticket, offset, piece)
+                    await self.directory.renew.remote(session)
+                    offset += len(piece)
+                found: dict[str, Any] = await of.unpack.remote(carrier(), session, owner, ticket)
+            except BaseException:
+                self.directory.release.remote(session)
+                raise
+            return found
+
     async def ask(self, session: str, owner: str, call: str, *arguments: Any) -> Any:
         """Ask the generator that has ``session``, or goes on with it now."""
         search = Search(time.monotonic() + RESCUE_S)

@@ -101,6 +101,19 @@ class GeneratorReplica:
         with span("create", carried, session=session):
             return await self.generator.create(session, order, owner)
 
+    async def expect(self, nbytes: int) -> str:
+        """See ``Generator.expect``."""
+        return await self.generator.expect(nbytes)
+
+    async def add(self, ticket: str, offset: int, piece: bytes) -> None:
+        """See ``Freight.add``."""
+        self.generator.incoming.add(ticket, offset, piece)
+
+    async def unpack(self, carried: Carrier, session: str, owner: str, ticket: str) -> dict[str, Any]:
+        """See ``Generator.unpack``."""
+        with span("unpack", carried, session=session):
+            return await self.generator.unpack(session, owner, ticket)
+
     async def take_over(self, carried: Carrier, session: str) -> dict[str, Any]:
         """See ``Generator.take_over``."""
         with span("take over", carried, session=session):

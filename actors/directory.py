@@ -82,6 +82,12 @@ class SessionDirectory:
         self.home[session] = best
         return best
 
+    def renew(self, session: str) -> None:
+        """The place that ``session`` was promised is still wanted; unknown ones are no error."""
+        member = self.members.get(self.home.get(session, ""))
+        if member is not None and session in member.promised:
+            member.promised[session] = self.clock()
+
     def find(self, session: str) -> str | None:
         """The generator that has ``session``."""
         self._bury(self.clock())

@@ -13,6 +13,7 @@ from opentelemetry import trace
 from starlette.exceptions import HTTPException
 
 from actors.asking import Backend, bearer, directed, problem, status_of
+from actors.files import IMPORTS, carrying
 from actors.limits import Buckets, Limits
 from actors.metrics import Meter, Tally
 from actors.requests import Control, NewSession, explained
@@ -35,6 +36,7 @@ def gateway(
     _errors(app)
     _metered(app, meter)
     _sessions(app, backend, rules)
+    carrying(app, backend, rules)
     app.add_api_websocket_route("/v1/sessions/{session}/watch", watching(backend, rules, meter))
     if pages is not None:
         app.mount("/", StaticFiles(directory=pages, html=True), name="pages")
@@ -75,8 +77,9 @@ def _sessions(app: FastAPI, backend: Backend, limits: Limits) -> None:
     async def small_bodies(request: Request, call_next: Any) -> Response:
         length = request.headers.get("content-length", "0")
         chunked = "transfer-encoding" in request.headers
-        if chunked or not length.isdigit() or int(length) > limits.body_bytes:
-            error = BadMessage(f"the body has {length} bytes or an unknown length; expected {limits.body_bytes:,}")
+        most = limits.take_bytes if request.url.path == IMPORTS else limits.body_bytes
+        if chunked or not length.isdigit() or int(length) > most:
+            error = BadMessage(f"the body has {length} bytes or an unknown length; expected at most {most:,}")
             return JSONResponse(problem(error), 413, media_type="application/problem+json")
         answer: Response = await call_next(request)
         return answer

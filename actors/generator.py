@@ -8,6 +8,8 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from actors.bookkeeping import Ledger, OwnLedger
+from actors.carrying import bring, export
+from actors.freight import Freight
 from actors.ledger_service import Entry
 from actors.live import OVER, Live, State
 from actors.metrics import Meter, Tally
@@ -19,7 +21,7 @@ from actors.takeover import take_over
 from actors.worker import FAILURES, Direction, Worker
 from errors import BadMessage, FencedOff, NoCapacity, RecordLost, SessionMoved, SessionOver, UnknownSession
 
-CALLS = {"control", "pause", "resume", "fork", "stop", "acknowledge", "inspect", "thumbnail"}
+CALLS = {"control", "pause", "resume", "fork", "stop", "acknowledge", "inspect", "thumbnail", "export", "piece"}
 PROMISE_S = 5.0  # how long a control waits for the ledger service
 T = TypeVar("T")
 LOG = logging.getLogger("longtake.generator")
@@ -52,6 +54,7 @@ class Generator:
         self.seconds = float(worker.engine.backbone.geometry.seconds)
         self.capacity = worker.engine.config.sessions
         self._coming: dict[str, asyncio.Task[None]] = {}
+        self.outgoing, self.incoming = Freight(clock=clock), Freight(clock=clock)
 
     # -- life
 
@@ -151,6 +154,58 @@ class Generator:
         await self._whole(self._forget(live))
         LOG.info("session stopped", extra={"session": session, "chunk": at})
         return {"session": session, "do": "stop", "from": at}
+
+    async def export(self, session: str, most_bytes: int) -> dict[str, Any]:
+        """A session as a file, which waits to be asked for by ``piece``: its ``ticket``, and how many ``bytes``.
+
+        Raises:
+            NoCapacity: enough files are on their way.
+            BadMessage: it is larger than ``most_bytes``.
+        """
+        self._open(session)
+        ticket = self.outgoing.reserve()
+        try:
+            data: bytes = await self.loop.between(export, self.worker, session)
+            if len(data) > most_bytes:
+                raise BadMessage(f"the take has {len(data):,} bytes; expected at most {most_bytes:,}")
+        except BaseException:
+            self.outgoing.drop(ticket)
+            raise
+        self.outgoing.put(ticket, data)
+        return {"ticket": ticket, "bytes": len(data)}
+
+    async def piece(self, session: str, ticket: str, offset: int) -> bytes:
+        """The next piece of an exported session; raises ``BadMessage`` if it was not asked for in time."""
+        return self.outgoing.piece(ticket, offset)
+
+    async def bring(self, session: str, owner: str, nbytes: int, pieces: AsyncIterator[bytes]) -> dict[str, Any]:
+        """Begin a session with the take of a file; see ``carrying.bring``."""
+        ticket, offset = await self.expect(nbytes), 0
+        try:
+            async for piece in pieces:
+                self.incoming.add(ticket, offset, piece)
+                offset += len(piece)
+            return await self.unpack(session, owner, ticket)
+        finally:
+            self.incoming.drop(ticket)
+
+    async def expect(self, nbytes: int) -> str:
+        """A ticket for a file of so many bytes that is to come; raises ``NoCapacity``."""
+        ticket = self.incoming.reserve()
+        self.incoming.expect(ticket, nbytes)
+        return ticket
+
+    async def unpack(self, session: str, owner: str, ticket: str) -> dict[str, Any]:
+        """Begin a session with the file that has come."""
+        if session in self.sessions:
+            raise BadMessage(f"session {session!r} exists already")
+        await self._whole(self._unpack(session, owner, self.incoming.whole(ticket)), session)
+        return self.describe(session)
+
+    async def _unpack(self, session: str, owner: str, data: bytes) -> None:
+        begin: int = await self.loop.between(bring, self.worker, session, data, owner)
+        await self._book(session)
+        self._enter(Live(session, self.pace, self.seconds, self.clock(), owner, base=begin - 1, next_chunk=begin))
 
     async def take_over(self, session: str) -> dict[str, Any]:
         """Go on with a session that another generator lost or gave away; again is no error.

@@ -25,6 +25,7 @@ class Limits:
         body_bytes: longest body of a request.
         creations: sessions that one key may create per minute.
         messages: messages that one viewer may send per second.
+        take_bytes: largest file of a take that is exported or imported.
     """
 
     keys: tuple[str, ...] = ()
@@ -34,6 +35,7 @@ class Limits:
     body_bytes: int = 256 * 1024
     creations: float = 120.0
     messages: float = 50.0
+    take_bytes: int = 2 << 30
 
     def __post_init__(self) -> None:
         if not all(_KEY.fullmatch(key) for key in self.keys):
