@@ -66,7 +66,7 @@ class ServeBackend:
         with told_plainly():
             await self.directory.place.remote(session)
             try:
-                found: dict[str, Any] = await self._of(session).create.remote(carrier(), session, order, owner)
+                found: dict[str, Any] = await self.of(session).create.remote(carrier(), session, order, owner)
             except BaseException:
                 self.directory.release.remote(session)
                 raise
@@ -77,7 +77,7 @@ class ServeBackend:
         with told_plainly():
             await self.directory.place.remote(session)
             try:
-                of, offset = self._of(session), 0
+                of, offset = self.of(session), 0
                 ticket = await of.expect.remote(nbytes)
                 async for piece in pieces:
                     await of.add.remote(ticket, offset, piece)
@@ -95,7 +95,7 @@ class ServeBackend:
         while True:
             try:
                 with found_again():
-                    return await self._of(session).ask.remote(carrier(), session, owner, call, *arguments)
+                    return await self.of(session).ask.remote(carrier(), session, owner, call, *arguments)
             except (SessionMoved, UnknownSession) as error:
                 if call in OF_VIEWERS:  # who watches connects again, and the watch has the session looked for
                     raise SessionMoved(str(error)) from error
@@ -111,7 +111,7 @@ class ServeBackend:
         """
         search = Search(time.monotonic() + RESCUE_S)
         while True:
-            of, begun = self._of(session), False
+            of, begun = self.of(session), False
             messages = of.options(stream=True).watch.remote(session, owner, viewer, after, credits, from_key)
             try:
                 with found_again():
@@ -150,7 +150,7 @@ class ServeBackend:
     async def _taken_over(self, session: str) -> None:
         try:
             with told_plainly():
-                await self._of(session).take_over.remote(carrier(), session)
+                await self.of(session).take_over.remote(carrier(), session)
         except LongtakeError as error:
             lost = isinstance(error, UnknownSession) or not isinstance(error, ServiceError)
             done = self.directory.release if lost else self.directory.unplace
@@ -158,11 +158,20 @@ class ServeBackend:
             raise
         LOG.info("session taken over", extra={"session": session})
 
+    async def take_over(self, session: str) -> str:
+        """Have a session that was given away taken over; returns the generator that has it."""
+        with told_plainly():
+            home, promised = await self.directory.rescue.remote(session)
+        if promised:
+            await self._taken_over(session)
+        return str(home)
+
     async def listing(self, owner: str) -> list[dict[str, Any]]:
         """All sessions of an owner."""
         with told_plainly():
             found: list[dict[str, Any]] = await self.directory.listing.remote(owner)
             return found
 
-    def _of(self, session: str) -> Handle:
+    def of(self, session: str) -> Handle:
+        """The generator that has a session, or is called that."""
         return self.handle.options(session_id=session)

@@ -18,16 +18,19 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError
 
 from actors.backend import ServeBackend
+from actors.directory import Standing
+from actors.fleet import ServeFleet
 from actors.gateway import gateway
 from actors.generator import Generator
 from actors.limits import Limits
 from actors.live import State
+from actors.movement import Mover
 from actors.order import Order
 from actors.pace import Pace
 from actors.ray_meter import RayMeter
 from actors.reel import Glimpse
-from actors.remote import Around, Handle, RemoteLedger, RemoteVault, directory, restore_store, store_calls
-from actors.remote_tier import RemoteTier
+from actors.remote import Around, Handle, RemoteLedger, directory
+from actors.sites import Sites
 from actors.telemetry import Carrier, Telemetry, begin, carrier, span
 from actors.worker import FAILURES, Vault, Worker
 from cache.tiers import RestoreTier
@@ -76,11 +79,13 @@ class GeneratorReplica:
         begin(around.telemetry, "generator")
         self.name: str = serve.get_replica_context().replica_id.unique_id
         self.directory = directory()
-        store = restore_store(around)
+        self.sites, self.draining = Sites(around), False
         see = None if segmenter is None else partial(seen_by, segmenter, around.sight_s)
         ledger = RemoteLedger(around.ledgers)
+        worker = build(self.sites.vault, self.sites.tier)
+        worker.others = self.sites.others
         self.generator = Generator(
-            build(RemoteVault(store), RemoteTier(store_calls(store))),
+            worker,
             see=see,
             ledger=ledger,
             stuck_s=around.stuck_s,
@@ -126,6 +131,14 @@ class GeneratorReplica:
         await self.generator.hand_over(session)
         await self.directory.desert.remote(session)
 
+    async def shelter(self, session: str) -> None:
+        """See ``Generator.shelter``."""
+        await self.generator.shelter(session)
+
+    async def report(self) -> None:
+        """Tell the directory at once what is held."""
+        await self._report()
+
     async def ask(self, carried: Carrier, session: str, owner: str, call: str, *arguments: Any) -> Any:
         """See ``Generator.ask``; ``carried``: the caller's span."""
         with span(call, carried, session=session):
@@ -168,7 +181,13 @@ class GeneratorReplica:
 
     async def _report(self) -> None:
         actor = ray.get_runtime_context().get_actor_name()
-        await self.directory.report.remote(self.name, self.generator.capacity, self._held(), actor or "")
+        standing: Standing = await self.directory.report.remote(
+            self.name, self.generator.capacity, self._held(), actor or "", self.sites.name, self.draining
+        )
+        self.draining = standing.draining
+        self.sites.names = standing.stores
+        if self.sites.mirrors != standing.stores[:1]:
+            await self.generator.loop.between(self.sites.mirror)
 
 
 async def every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
@@ -186,6 +205,7 @@ def gateway_builder(deployment: str, limits: Limits, pages: Path, telemetry: Tel
 
     def build() -> FastAPI:
         begin(telemetry, "gateway")
-        return gateway(ServeBackend(deployment), limits, pages, RayMeter())
+        backend = ServeBackend(deployment)
+        return gateway(backend, limits, pages, RayMeter(), Mover(ServeFleet(backend)))
 
     return build

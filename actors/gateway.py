@@ -16,6 +16,8 @@ from actors.asking import Backend, bearer, directed, problem, status_of
 from actors.files import IMPORTS, carrying
 from actors.limits import Buckets, Limits
 from actors.metrics import Meter, Tally
+from actors.movement import Mover
+from actors.operating import operating
 from actors.requests import Control, NewSession, explained
 from actors.sockets import watching
 from errors import BadMessage, LongtakeError, NoCapacity, NotAllowed, UnknownScene
@@ -24,9 +26,16 @@ TRACER = trace.get_tracer("longtake")
 
 
 def gateway(
-    backend: Backend, limits: Limits | None = None, pages: Path | None = None, meter: Meter | None = None
+    backend: Backend,
+    limits: Limits | None = None,
+    pages: Path | None = None,
+    meter: Meter | None = None,
+    mover: Mover | None = None,
 ) -> FastAPI:
-    """The application; ``pages``: folder of the player and the studio."""
+    """The application; ``pages``: folder of the player and the studio.
+
+    ``mover``: moves sessions, where there are several generators.
+    """
     rules, meter = limits or Limits(), meter or Tally()
     app = FastAPI(title="Longtake", version="1", description="Endless, interactive audio-video streams.")
     app.state.backend, app.state.limits = backend, rules
@@ -37,6 +46,8 @@ def gateway(
     _metered(app, meter)
     _sessions(app, backend, rules)
     carrying(app, backend, rules)
+    if mover is not None:
+        operating(app, mover, rules)
     app.add_api_websocket_route("/v1/sessions/{session}/watch", watching(backend, rules, meter))
     if pages is not None:
         app.mount("/", StaticFiles(directory=pages, html=True), name="pages")

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from actors.bookkeeping import Ledger, OwnLedger
 from actors.carrying import bring, export
+from actors.elsewhere import shelter
 from actors.freight import Freight
 from actors.ledger_service import Entry
 from actors.live import OVER, Live, State
@@ -239,6 +240,8 @@ class Generator:
         if live.publishing is not None:
             await asyncio.wait([live.publishing])  # or whoever comes first would be given what it has
         self.loop.meter.add("takeovers")
+        if self.worker.reels[session].held:
+            await self._put_away(live, "asked for", held=True)
         self._enter(live)
 
     async def hand_over(self, session: str) -> None:
@@ -247,11 +250,19 @@ class Generator:
         Raises ``NoCapacity`` if the vault is full, and then it stays.
         """
         live = self._open(session)
-        await self._whole(self._put_away(live, "it moves to another generator", held=live.held))
-        if live.publishing is not None:
-            await asyncio.wait([live.publishing])
-        await self.loop.books.restate(session)
-        await self.loop.give_away(live)
+        live.moving = True
+        try:
+            await self._whole(self._put_away(live, "it moves to another generator", held=live.held))
+            if live.publishing is not None:
+                await asyncio.wait([live.publishing])
+            await self.loop.books.restate(session)
+            await self.loop.give_away(live)
+        finally:
+            live.moving = False
+
+    async def shelter(self, session: str) -> None:
+        """Have a session that was handed over and is put away in this node's vault, until somebody asks for it."""
+        await self.loop.between(shelter, self.worker, session)
 
     async def watch(
         self, session: str, owner: str, viewer: str, after: int | None, credits: int, from_key: bool = True
@@ -283,7 +294,7 @@ class Generator:
         watching = live.watching[viewer]
         more = watching.viewer.acknowledge(chunk, credits, buffered, self.clock(), self.pace)
         watching.news.set()
-        if more and live.state is State.PAUSED and not live.held:
+        if more and live.state is State.PAUSED and not live.held and not live.moving:
             with suppress(NoCapacity):  # tried again at its next acknowledgement
                 await self._ensure_on(live)
         self.loop.wake()
@@ -376,6 +387,8 @@ class Generator:
         await self._whole(self._bring_back(live))
 
     async def _bring_back(self, live: Live) -> None:
+        if live.moving:
+            raise SessionMoved(f"{live.id} is on its way to another generator; ask again")
         if live.state is State.PAUSED:
             try:
                 await self.loop.between(self.worker.bring_back, live.id)
@@ -392,7 +405,7 @@ class Generator:
         before = live.state
         live.enter(State.PAUSED, self.clock(), reason, held)  # first: from now on no step may take it
         try:
-            await self.loop.between(self.worker.put_away, live.id)
+            await self.loop.between(self.worker.put_away, live.id, held)
         except FAILURES:
             if live.state is State.PAUSED:
                 live.enter(before, self.clock())

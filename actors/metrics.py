@@ -46,6 +46,7 @@ METRICS = {
         Metric("undurable", "counter", "Commits that were booked before the restore store had what must survive"),
         Metric("takeovers", "counter", "Sessions taken over from other generators"),
         Metric("store_refused", "gauge", "Payloads that were not kept because too much was on its way to the store"),
+        Metric("store_unmirrored", "gauge", "Steps whose latents the mirror had not taken in time, or that had none"),
         Metric("store_failures", "gauge", "Calls that the restore store did not answer"),
         Metric("store_bytes", "gauge", "Bytes of the restore store: records, vault, budgets", ("node", "what")),
         Metric("store_dropped", "gauge", "Records that had to make room in the restore store", ("node", "what")),

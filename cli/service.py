@@ -89,7 +89,7 @@ def watch(
                         console.print(f"{name}: {message['state']}: {message['reason']}", markup=False, soft_wrap=True)
         console.print(f"{out}: {seen} chunks of {name}", markup=False, highlight=False, soft_wrap=True)
 
-    _talk(url, key, work)
+    talk(url, key, work)
 
 
 def _scenes(script: Path | None) -> list[dict[str, Any]]:
@@ -113,7 +113,7 @@ def list_sessions(url: Url = URL, key: Key = "") -> None:
             table.add_row(s["session"], s["state"], str(s["next_chunk"]), media, str(s["viewers"]), str(s["misses"]))
         Console().print(table)
 
-    _talk(url, key, work)
+    talk(url, key, work)
 
 
 @app.command()
@@ -139,7 +139,7 @@ def inspect(
         console.print(head, markup=False)
         console.print(table)
 
-    _talk(url, key, work)
+    talk(url, key, work)
 
 
 def _roles(books: dict[str, Any]) -> list[str]:
@@ -154,7 +154,7 @@ def stop(session: Annotated[str, typer.Argument(help="Name of a session.")], url
         receipt = await client.stop(session)
         Console().print(f"{session}: stopped before chunk {receipt['from']}", markup=False)
 
-    _talk(url, key, work)
+    talk(url, key, work)
 
 
 @app.command("export")
@@ -176,7 +176,7 @@ def export_session(
             raise MediaError(f"{file} cannot be written: {error}") from error
         Console().print(f"{file}: {session}, {size:,} bytes", markup=False, highlight=False, soft_wrap=True)
 
-    _talk(url, key, work)
+    talk(url, key, work)
 
 
 @app.command("import")
@@ -193,10 +193,12 @@ def import_session(
         told = f"{made['session']}: goes on from chunk {made['next_chunk']}"
         Console().print(told, markup=False, highlight=False, soft_wrap=True)
 
-    _talk(url, key, work)
+    talk(url, key, work)
 
 
-def _talk(url: str, key: str, work: Callable[[Client], Coroutine[Any, Any, None]]) -> None:
+def talk(url: str, key: str, work: Callable[[Client], Coroutine[Any, Any, None]]) -> None:
+    """Do something with a client; errors are shown, and end the command."""
+
     async def talk() -> None:
         async with Client(url, key) as client:
             await work(client)

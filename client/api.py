@@ -96,6 +96,27 @@ class Client:
         found: Message = await self._call("DELETE", f"/v1/sessions/{session}")
         return found
 
+    async def generators(self) -> list[Message]:
+        """Every generator: places, sessions, whether it is drained. As the next three for keys of ``limits.admins``."""
+        found: list[Message] = await self._call("GET", "/v1/generators")
+        return found
+
+    async def drain(self, generator: str) -> Message:
+        """Hand over all sessions of a generator, and place no more there; waits for as long as it takes."""
+        answer = await self._answer("POST", f"/v1/generators/{generator}/drain", timeout=None)
+        found: Message = answer.json()
+        return found
+
+    async def undrain(self, generator: str) -> Message:
+        """Place sessions in a generator again."""
+        found: Message = await self._call("DELETE", f"/v1/generators/{generator}/drain")
+        return found
+
+    async def move(self, session: str, to: str = "") -> Message:
+        """Have another generator, perhaps ``to``, go on with a session; its viewers go on by themselves."""
+        found: Message = await self._call("POST", f"/v1/sessions/{session}/move", {"to": to})
+        return found
+
     async def export(self, session: str, path: Path) -> int:
         """Write a session to a file, whole or not at all; it goes on. Returns the file's bytes.
 

@@ -93,6 +93,8 @@ class ServiceSettings:
         sight_s: a finding that takes longer is given up; the anchor waits for the next one.
         store: one restore store per ``node`` that has generators, or one in the ``cluster``, where ``store_resources``
             are (custom resources of Ray).
+        mirror: with ``latents`` the restore store of a second node has the clean latents of what this one keeps, and
+            the streams that are put away, so that sessions survive the loss of a node. Takes generators on two nodes.
         host_bytes: host memory of a restore store for evicted chunks; ``engine.host_bytes`` is for takes without a
             service.
         vault_bytes: host memory of a restore store for streams that are put away.
@@ -112,6 +114,7 @@ class ServiceSettings:
     sight_s: float = 30.0
     store: Literal["node", "cluster"] = "node"
     store_resources: dict[str, float] = field(default_factory=dict)
+    mirror: Literal["none", "latents"] = "none"
     host_bytes: int = 4 << 30
     vault_bytes: int = 4 << 30
     stuck_s: float = 120.0
@@ -125,6 +128,11 @@ class ServiceSettings:
         for name in ("gateways", "generators", "ledgers", "segmenters"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"service.{name} is {getattr(self, name)}; expected at least 1")
+        if self.mirror != "none" and (self.store != "node" or self.durability == "none"):
+            raise ConfigError(
+                f"service.mirror is {self.mirror!r} with store {self.store!r} and durability {self.durability!r}; "
+                "expected a store per node, and durability latents or kv"
+            )
 
 
 @with_config(STRICT)
