@@ -14,10 +14,11 @@ from ray.exceptions import RayActorError
 from actors.order import Order
 from actors.remote import Handle, directory, told_plainly
 from actors.telemetry import carrier
-from errors import LongtakeError, NoCapacity, ServiceError, SessionMoved, UnknownSession
+from errors import LongtakeError, NoCapacity, RecordLost, ServiceError, SessionMoved, UnknownSession
 
 RESCUE_S, PAUSE_S = 60.0, 0.25  # how long a session whose generator has gone is looked for, and how often
 OF_VIEWERS = {"acknowledge"}
+AGAIN = (NoCapacity, ServiceError, RecordLost)  # the last where a restore store does not answer: nothing was changed
 LOG = logging.getLogger("longtake.gateway")
 
 
@@ -142,7 +143,7 @@ class ServeBackend:
                     search.asked.add(home)  # it may have taken the session over since
         except UnknownSession:
             raise
-        except (NoCapacity, ServiceError):  # a generator may be starting, or has gone too
+        except AGAIN:  # a generator or its store may be starting, or has gone too
             if time.monotonic() + PAUSE_S > search.until:
                 raise
         await asyncio.sleep(PAUSE_S)
@@ -152,7 +153,7 @@ class ServeBackend:
             with told_plainly():
                 await self.of(session).take_over.remote(carrier(), session)
         except LongtakeError as error:
-            lost = isinstance(error, UnknownSession) or not isinstance(error, ServiceError)
+            lost = isinstance(error, UnknownSession) or not isinstance(error, AGAIN)
             done = self.directory.release if lost else self.directory.unplace
             await done.remote(session)
             raise
@@ -160,11 +161,20 @@ class ServeBackend:
 
     async def take_over(self, session: str) -> str:
         """Have a session that was given away taken over; returns the generator that has it."""
-        with told_plainly():
-            home, promised = await self.directory.rescue.remote(session)
-        if promised:
-            await self._taken_over(session)
-        return str(home)
+        search = Search(time.monotonic() + RESCUE_S)
+        while True:
+            try:
+                with told_plainly():
+                    home, promised = await self.directory.rescue.remote(session)
+                if promised:
+                    await self._taken_over(session)
+                return str(home)
+            except UnknownSession:
+                raise
+            except AGAIN:
+                if time.monotonic() + PAUSE_S > search.until:
+                    raise
+            await asyncio.sleep(PAUSE_S)
 
     async def listing(self, owner: str) -> list[dict[str, Any]]:
         """All sessions of an owner."""

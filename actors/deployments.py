@@ -104,7 +104,11 @@ class GeneratorReplica:
     async def create(self, carried: Carrier, session: str, order: Order, owner: str) -> dict[str, Any]:
         """See ``Generator.create``; ``carried``: the caller's span."""
         with span("create", carried, session=session):
-            return await self.generator.create(session, order, owner)
+            found = await self.generator.create(session, order, owner)
+        await (
+            self._report()
+        )  # what the directory has heard of is an orphan and not lost, whatever becomes of this process
+        return found
 
     async def expect(self, nbytes: int) -> str:
         """See ``Generator.expect``."""
@@ -117,7 +121,9 @@ class GeneratorReplica:
     async def unpack(self, carried: Carrier, session: str, owner: str, ticket: str) -> dict[str, Any]:
         """See ``Generator.unpack``."""
         with span("unpack", carried, session=session):
-            return await self.generator.unpack(session, owner, ticket)
+            found = await self.generator.unpack(session, owner, ticket)
+        await self._told()
+        return found
 
     async def take_over(self, carried: Carrier, session: str) -> dict[str, Any]:
         """See ``Generator.take_over``."""
@@ -145,6 +151,7 @@ class GeneratorReplica:
             found = await self.generator.ask(session, owner, call, *arguments)
         if call == "fork":
             await self.directory.adopt.remote(arguments[0], self.name)
+            await self._told()
         elif call == "stop":
             await self.directory.release.remote(session)
         return found
@@ -178,6 +185,13 @@ class GeneratorReplica:
             {**generator.describe(name), "owner": live.owner, "on": live.state is not State.PAUSED}
             for name, live in generator.sessions.items()
         ]
+
+    async def _told(self) -> None:
+        """A session that the directory has heard of is an orphan, not lost, should this process end or give it away."""
+        try:
+            await self._report()
+        except FAILURES as error:  # the next beat says it too
+            LOG.warning("a beat was left out", extra={"reason": repr(error)})
 
     async def _report(self) -> None:
         actor = ray.get_runtime_context().get_actor_name()

@@ -205,10 +205,13 @@ class MirroredVault(Vault):
     def take(self, session: str) -> bytes:
         try:
             return self.own.take(session)
-        except (RecordLost, ServiceError):
+        except (RecordLost, ServiceError) as lost:
             if self.mirror is None:
                 raise
-            return self.mirror.take(session)
+            try:
+                return self.mirror.take(session)
+            except (RecordLost, ServiceError):
+                raise lost from None
 
     def drop(self, session: str) -> None:
         self.own.drop(session)

@@ -102,6 +102,9 @@ class Town(House, Fleet):
         for name in [n for n, where in self.at.items() if where is lost]:
             self.reporting.pop(name).cancel()
             await die(self.named[name])
+            for live in self.named[name].sessions.values():  # as a gateway's connection to it would end
+                live.moved = True
+                live.tell()
             self.built.remove(self.named.pop(name))
             self.directory.bury(name)
 
@@ -128,7 +131,9 @@ class Town(House, Fleet):
 
     async def create(self, session: str, order: Order, owner: str) -> dict[str, Any]:
         self.directory.place(session)
-        return await self.of(session).create(session, order, owner)
+        found = await self.of(session).create(session, order, owner)
+        self._report(str(self.directory.find(session)))
+        return found
 
     async def bring(self, session: str, owner: str, nbytes: int, pieces: AsyncIterator[bytes]) -> dict[str, Any]:
         self.directory.place(session)
