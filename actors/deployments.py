@@ -23,7 +23,6 @@ from actors.fleet import ServeFleet
 from actors.gateway import gateway
 from actors.generator import Generator
 from actors.limits import Limits
-from actors.live import State
 from actors.movement import Mover
 from actors.order import Order
 from actors.pace import Pace
@@ -135,7 +134,9 @@ class GeneratorReplica:
     async def hand_over(self, session: str) -> None:
         """See ``Generator.hand_over``."""
         await self.generator.hand_over(session)
-        await self.directory.desert.remote(session)
+        told = self.directory.desert.remote(session)
+        self.generator.left(session)
+        await told
 
     async def shelter(self, session: str) -> None:
         """See ``Generator.shelter``."""
@@ -180,11 +181,7 @@ class GeneratorReplica:
         return {"sessions": float(len(self._held()))}
 
     def _held(self) -> list[dict[str, Any]]:
-        generator = self.generator
-        return [
-            {**generator.describe(name), "owner": live.owner, "on": live.state is not State.PAUSED}
-            for name, live in generator.sessions.items()
-        ]
+        return self.generator.held()
 
     async def _told(self) -> None:
         """A session that the directory has heard of is an orphan, not lost, should this process end or give it away."""

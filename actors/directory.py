@@ -131,7 +131,7 @@ class SessionDirectory:
         free = {name: m.capacity - m.taken for name, m in members.items() if not m.draining}
         best = max(sorted(free), key=lambda name: free[name], default=None)
         if best is None:
-            raise NoCapacity("no generator that takes sessions has reported; they may be starting, or be drained")
+            raise NoCapacity("no generator has reported that takes sessions; they may be starting, or be drained")
         if free[best] < 1:
             places = sum(members[name].capacity for name in free)
             raise NoCapacity(f"all {places} places of {len(free)} generators are taken; stop a session or come back")

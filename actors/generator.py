@@ -55,6 +55,7 @@ class Generator:
         self.seconds = float(worker.engine.backbone.geometry.seconds)
         self.capacity = worker.engine.config.sessions
         self._coming: dict[str, asyncio.Task[None]] = {}
+        self.leaving: dict[str, dict[str, Any]] = {}  # sessions that are handed over, until the directory knows
         self.outgoing, self.incoming = Freight(clock=clock), Freight(clock=clock)
 
     # -- life
@@ -247,7 +248,8 @@ class Generator:
     async def hand_over(self, session: str) -> None:
         """Give a session away, for another generator to take over; its viewers come back by themselves.
 
-        Raises ``NoCapacity`` if the vault is full, and then it stays.
+        It is ``held`` until ``left`` says that the directory is told. Raises ``NoCapacity`` if the vault is full, and
+        then it stays.
         """
         live = self._open(session)
         live.moving = True
@@ -256,9 +258,17 @@ class Generator:
             if live.publishing is not None:
                 await asyncio.wait([live.publishing])
             await self.loop.books.restate(session)
+            self.leaving[session] = self._told(live)
             await self.loop.give_away(live)
+        except BaseException:
+            self.leaving.pop(session, None)
+            raise
         finally:
             live.moving = False
+
+    def left(self, session: str) -> None:
+        """The directory is told that a session was handed over."""
+        self.leaving.pop(session, None)
 
     async def shelter(self, session: str) -> None:
         """Have a session that was handed over and is put away in this node's vault, until somebody asks for it."""
@@ -332,6 +342,17 @@ class Generator:
     async def listing(self, owner: str) -> list[dict[str, Any]]:
         """All sessions of an owner."""
         return [self.describe(session) for session, live in self.sessions.items() if live.owner == owner]
+
+    def held(self) -> list[dict[str, Any]]:
+        """What the directory is told: every session described, whose it is, and whether it takes a place.
+
+        A session that is being handed over is told of until it is gone, so that it is never nobody's.
+        """
+        told = {name: self._told(live) for name, live in self.sessions.items()}
+        return list((self.leaving | told).values())
+
+    def _told(self, live: Live) -> dict[str, Any]:
+        return {**self.describe(live.id), "owner": live.owner, "on": live.state is not State.PAUSED}
 
     async def measure(self) -> None:
         """Set all gauges."""

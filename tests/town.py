@@ -12,7 +12,6 @@ from actors.directory import SessionDirectory
 from actors.gateway import gateway
 from actors.generator import Generator
 from actors.limits import Limits
-from actors.live import State
 from actors.mirrored import MirroredTier, MirroredVault
 from actors.movement import Fleet, Mover
 from actors.order import Order
@@ -110,11 +109,7 @@ class Town(House, Fleet):
 
     def _report(self, name: str) -> None:
         made = self.named[name]
-        held = [
-            {**made.describe(s), "owner": live.owner, "on": live.state is not State.PAUSED}
-            for s, live in made.sessions.items()
-        ]
-        self.directory.report(name, made.capacity, held, store=f"store-{self.nodes.index(self.at[name])}")
+        self.directory.report(name, made.capacity, made.held(), store=f"store-{self.nodes.index(self.at[name])}")
 
     async def _beat(self, name: str) -> None:
         while True:
@@ -200,6 +195,7 @@ class Town(House, Fleet):
         await self.of(session).hand_over(session)
         assert home is not None
         self.directory.desert(session)
+        self.named[home].left(session)
 
     async def take_over(self, session: str) -> str:
         home, promised = self.directory.rescue(session)
