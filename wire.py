@@ -54,6 +54,17 @@ def unseal(data: bytes, kind: str, version: int) -> Any:
         raise SnapshotCorrupt(f"the payload of this {kind} is not msgpack: {error}") from error
 
 
+def sealed_length(data: bytes) -> int:
+    """Bytes of the envelope that ``data`` begins with, whether or not they are all there.
+
+    Raises ``SnapshotCorrupt`` if it begins with none.
+    """
+    if len(data) < _HEADER.size or data[: len(MAGIC)] != MAGIC:
+        raise SnapshotCorrupt(f"{len(data)} bytes that do not begin with {MAGIC.decode()}; expected something sealed")
+    length: int = _HEADER.unpack_from(data)[3]
+    return _HEADER.size + length
+
+
 def _digest(kind: str, version: int, packed: bytes) -> bytes:
     return hashlib.blake2b(f"{kind}/{version}/".encode() + packed, digest_size=16).digest()
 

@@ -18,6 +18,8 @@ from errors import (
     SceneExists,
     ServiceError,
     SessionOver,
+    SnapshotCorrupt,
+    SnapshotMismatch,
     StreamClosed,
     StreamError,
     UnknownScene,
@@ -34,6 +36,8 @@ STATUS: tuple[tuple[type[LongtakeError], int], ...] = (
     (NoCapacity, 429),
     (NotAllowed, 401),
     (BadMessage, 400),
+    (SnapshotCorrupt, 400),
+    (SnapshotMismatch, 422),
     (ConfigError, 422),
     (StreamError, 409),
     (ServiceError, 503),
@@ -45,6 +49,10 @@ class Backend(Protocol):
 
     async def create(self, session: str, order: Order, owner: str) -> dict[str, Any]:
         """Place a session and begin it."""
+        ...
+
+    async def bring(self, session: str, owner: str, nbytes: int, pieces: AsyncIterator[bytes]) -> dict[str, Any]:
+        """Place a session and begin it with the take of a file of ``nbytes``."""
         ...
 
     async def ask(self, session: str, owner: str, call: str, *arguments: Any) -> Any:

@@ -14,10 +14,11 @@ from ray.exceptions import RayActorError
 from actors.order import Order
 from actors.remote import Handle, directory, told_plainly
 from actors.telemetry import carrier
-from errors import LongtakeError, NoCapacity, ServiceError, SessionMoved, UnknownSession
+from errors import LongtakeError, NoCapacity, RecordLost, ServiceError, SessionMoved, UnknownSession
 
 RESCUE_S, PAUSE_S = 60.0, 0.25  # how long a session whose generator has gone is looked for, and how often
 OF_VIEWERS = {"acknowledge"}
+AGAIN = (NoCapacity, ServiceError, RecordLost)  # the last where a restore store does not answer: nothing was changed
 LOG = logging.getLogger("longtake.gateway")
 
 
@@ -66,7 +67,24 @@ class ServeBackend:
         with told_plainly():
             await self.directory.place.remote(session)
             try:
-                found: dict[str, Any] = await self._of(session).create.remote(carrier(), session, order, owner)
+                found: dict[str, Any] = await self.of(session).create.remote(carrier(), session, order, owner)
+            except BaseException:
+                self.directory.release.remote(session)
+                raise
+            return found
+
+    async def bring(self, session: str, owner: str, nbytes: int, pieces: AsyncIterator[bytes]) -> dict[str, Any]:
+        """Place a session and begin it with the take of a file, which goes on to its generator as it comes."""
+        with told_plainly():
+            await self.directory.place.remote(session)
+            try:
+                of, offset = self.of(session), 0
+                ticket = await of.expect.remote(nbytes)
+                async for piece in pieces:
+                    await of.add.remote(ticket, offset, piece)
+                    await self.directory.renew.remote(session)
+                    offset += len(piece)
+                found: dict[str, Any] = await of.unpack.remote(carrier(), session, owner, ticket)
             except BaseException:
                 self.directory.release.remote(session)
                 raise
@@ -78,7 +96,7 @@ class ServeBackend:
         while True:
             try:
                 with found_again():
-                    return await self._of(session).ask.remote(carrier(), session, owner, call, *arguments)
+                    return await self.of(session).ask.remote(carrier(), session, owner, call, *arguments)
             except (SessionMoved, UnknownSession) as error:
                 if call in OF_VIEWERS:  # who watches connects again, and the watch has the session looked for
                     raise SessionMoved(str(error)) from error
@@ -94,7 +112,7 @@ class ServeBackend:
         """
         search = Search(time.monotonic() + RESCUE_S)
         while True:
-            of, begun = self._of(session), False
+            of, begun = self.of(session), False
             messages = of.options(stream=True).watch.remote(session, owner, viewer, after, credits, from_key)
             try:
                 with found_again():
@@ -125,7 +143,7 @@ class ServeBackend:
                     search.asked.add(home)  # it may have taken the session over since
         except UnknownSession:
             raise
-        except (NoCapacity, ServiceError):  # a generator may be starting, or has gone too
+        except AGAIN:  # a generator or its store may be starting, or has gone too
             if time.monotonic() + PAUSE_S > search.until:
                 raise
         await asyncio.sleep(PAUSE_S)
@@ -133,13 +151,30 @@ class ServeBackend:
     async def _taken_over(self, session: str) -> None:
         try:
             with told_plainly():
-                await self._of(session).take_over.remote(carrier(), session)
+                await self.of(session).take_over.remote(carrier(), session)
         except LongtakeError as error:
-            lost = isinstance(error, UnknownSession) or not isinstance(error, ServiceError)
+            lost = isinstance(error, UnknownSession) or not isinstance(error, AGAIN)
             done = self.directory.release if lost else self.directory.unplace
             await done.remote(session)
             raise
         LOG.info("session taken over", extra={"session": session})
+
+    async def take_over(self, session: str) -> str:
+        """Have a session that was given away taken over; returns the generator that has it."""
+        search = Search(time.monotonic() + RESCUE_S)
+        while True:
+            try:
+                with told_plainly():
+                    home, promised = await self.directory.rescue.remote(session)
+                if promised:
+                    await self._taken_over(session)
+                return str(home)
+            except UnknownSession:
+                raise
+            except AGAIN:
+                if time.monotonic() + PAUSE_S > search.until:
+                    raise
+            await asyncio.sleep(PAUSE_S)
 
     async def listing(self, owner: str) -> list[dict[str, Any]]:
         """All sessions of an owner."""
@@ -147,5 +182,6 @@ class ServeBackend:
             found: list[dict[str, Any]] = await self.directory.listing.remote(owner)
             return found
 
-    def _of(self, session: str) -> Handle:
+    def of(self, session: str) -> Handle:
+        """The generator that has a session, or is called that."""
         return self.handle.options(session_id=session)

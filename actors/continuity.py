@@ -6,7 +6,7 @@ from errors import SnapshotCorrupt
 from streams.durability import Footing
 from wire import seal, unseal
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,13 @@ class Continuity:
         footing: what the stream stands on.
         shot: how far the director is in its script.
         subject: what the segmenter is to look for.
+        held: whether a person has paused it.
     """
 
     footing: Footing
     shot: int
     subject: str
+    held: bool = False
 
     def pack(self) -> bytes:
         """As bytes, under a checksum."""
@@ -32,6 +34,6 @@ class Continuity:
         """What ``pack`` made. Raises ``SnapshotError``."""
         plain = unseal(data, "continuity", VERSION)
         try:
-            return cls(Footing.parse(plain["footing"]), int(plain["shot"]), str(plain["subject"]))
+            return cls(Footing.parse(plain["footing"]), int(plain["shot"]), str(plain["subject"]), bool(plain["held"]))
         except (KeyError, TypeError, ValueError) as error:
             raise SnapshotCorrupt(f"the continuity report does not hold what a session needs: {error!r}") from error

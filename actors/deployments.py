@@ -18,16 +18,18 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError
 
 from actors.backend import ServeBackend
+from actors.directory import Standing
+from actors.fleet import ServeFleet
 from actors.gateway import gateway
 from actors.generator import Generator
 from actors.limits import Limits
-from actors.live import State
+from actors.movement import Mover
 from actors.order import Order
 from actors.pace import Pace
 from actors.ray_meter import RayMeter
 from actors.reel import Glimpse
-from actors.remote import Around, Handle, RemoteLedger, RemoteVault, directory, restore_store, staging, store_calls
-from actors.remote_tier import RemoteTier
+from actors.remote import Around, Handle, RemoteLedger, directory
+from actors.sites import Sites
 from actors.telemetry import Carrier, Telemetry, begin, carrier, span
 from actors.worker import FAILURES, Vault, Worker
 from cache.tiers import RestoreTier
@@ -76,11 +78,13 @@ class GeneratorReplica:
         begin(around.telemetry, "generator")
         self.name: str = serve.get_replica_context().replica_id.unique_id
         self.directory = directory()
-        store = restore_store(around)
+        self.sites, self.draining = Sites(around), False
         see = None if segmenter is None else partial(seen_by, segmenter, around.sight_s)
         ledger = RemoteLedger(around.ledgers, around.journal)
+        worker = build(self.sites.vault, self.sites.tier)
+        worker.others = self.sites.others
         self.generator = Generator(
-            build(RemoteVault(store), RemoteTier(store_calls(store), staging=staging(around))),
+            worker,
             see=see,
             ledger=ledger,
             stuck_s=around.stuck_s,
@@ -99,7 +103,26 @@ class GeneratorReplica:
     async def create(self, carried: Carrier, session: str, order: Order, owner: str) -> dict[str, Any]:
         """See ``Generator.create``; ``carried``: the caller's span."""
         with span("create", carried, session=session):
-            return await self.generator.create(session, order, owner)
+            found = await self.generator.create(session, order, owner)
+        await (
+            self._report()
+        )  # what the directory has heard of is an orphan and not lost, whatever becomes of this process
+        return found
+
+    async def expect(self, nbytes: int) -> str:
+        """See ``Generator.expect``."""
+        return await self.generator.expect(nbytes)
+
+    async def add(self, ticket: str, offset: int, piece: bytes) -> None:
+        """See ``Freight.add``."""
+        self.generator.incoming.add(ticket, offset, piece)
+
+    async def unpack(self, carried: Carrier, session: str, owner: str, ticket: str) -> dict[str, Any]:
+        """See ``Generator.unpack``."""
+        with span("unpack", carried, session=session):
+            found = await self.generator.unpack(session, owner, ticket)
+        await self._told()
+        return found
 
     async def take_over(self, carried: Carrier, session: str) -> dict[str, Any]:
         """See ``Generator.take_over``."""
@@ -111,7 +134,17 @@ class GeneratorReplica:
     async def hand_over(self, session: str) -> None:
         """See ``Generator.hand_over``."""
         await self.generator.hand_over(session)
-        await self.directory.desert.remote(session)
+        told = self.directory.desert.remote(session)
+        self.generator.left(session)
+        await told
+
+    async def shelter(self, session: str) -> None:
+        """See ``Generator.shelter``."""
+        await self.generator.shelter(session)
+
+    async def report(self) -> None:
+        """Tell the directory at once what is held."""
+        await self._report()
 
     async def ask(self, carried: Carrier, session: str, owner: str, call: str, *arguments: Any) -> Any:
         """See ``Generator.ask``; ``carried``: the caller's span."""
@@ -119,6 +152,7 @@ class GeneratorReplica:
             found = await self.generator.ask(session, owner, call, *arguments)
         if call == "fork":
             await self.directory.adopt.remote(arguments[0], self.name)
+            await self._told()
         elif call == "stop":
             await self.directory.release.remote(session)
         return found
@@ -147,15 +181,24 @@ class GeneratorReplica:
         return {"sessions": float(len(self._held()))}
 
     def _held(self) -> list[dict[str, Any]]:
-        generator = self.generator
-        return [
-            {**generator.describe(name), "owner": live.owner, "on": live.state is not State.PAUSED}
-            for name, live in generator.sessions.items()
-        ]
+        return self.generator.held()
+
+    async def _told(self) -> None:
+        """A session that the directory has heard of is an orphan, not lost, should this process end or give it away."""
+        try:
+            await self._report()
+        except FAILURES as error:  # the next beat says it too
+            LOG.warning("a beat was left out", extra={"reason": repr(error)})
 
     async def _report(self) -> None:
         actor = ray.get_runtime_context().get_actor_name()
-        await self.directory.report.remote(self.name, self.generator.capacity, self._held(), actor or "")
+        standing: Standing = await self.directory.report.remote(
+            self.name, self.generator.capacity, self._held(), actor or "", self.sites.name, self.draining
+        )
+        self.draining = standing.draining
+        self.sites.names = standing.stores
+        if self.sites.mirrors != standing.stores[:1]:
+            await self.generator.loop.between(self.sites.mirror)
 
 
 async def every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
@@ -173,6 +216,7 @@ def gateway_builder(deployment: str, limits: Limits, pages: Path, telemetry: Tel
 
     def build() -> FastAPI:
         begin(telemetry, "gateway")
-        return gateway(ServeBackend(deployment), limits, pages, RayMeter())
+        backend = ServeBackend(deployment)
+        return gateway(backend, limits, pages, RayMeter(), Mover(ServeFleet(backend)))
 
     return build

@@ -6,11 +6,11 @@ are orphans then, for another generator to take over when somebody asks for them
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from errors import NoCapacity, UnknownSession
+from errors import BadMessage, NoCapacity, UnknownSession
 
 GOES_ON = {"running", "paused"}
 WAITS = "its generator has gone; it goes on when somebody asks for it"
@@ -23,12 +23,15 @@ ORPHANS, ORPHAN_S = 4096, 86_400.0  # sessions without a generator that are reme
 class Member:
     """One generator: its places, when it was heard of, and its sessions, described, by name.
 
-    ``actor`` is its name as an actor, by which one can see whether it lives.
+    ``actor`` is its name as an actor, by which one can see whether it lives; ``store``: that of its restore store. One
+    that is ``draining`` gets no sessions.
     """
 
     capacity: int
     heard: float
     actor: str = ""
+    store: str = ""
+    draining: bool = False
     sessions: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     promised: dict[str, float] = field(default_factory=dict)
 
@@ -37,6 +40,14 @@ class Member:
         """Places in use or promised; who is put away takes none."""
         on = sum(bool(s.get("on")) for s in self.sessions.values())
         return on + len(self.promised)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a generator is told: whether it is drained, and the restore stores of others, the one to mirror to first."""
+
+    draining: bool
+    stores: tuple[str, ...]
 
 
 class SessionDirectory:
@@ -48,10 +59,19 @@ class SessionDirectory:
         self.home: dict[str, str] = {}  # session → member
         self.orphans: dict[str, tuple[float, Mapping[str, Any]]] = {}  # since when, and described
 
-    def report(self, member: str, capacity: int, sessions: Sequence[Mapping[str, Any]], actor: str = "") -> None:
+    def report(
+        self,
+        member: str,
+        capacity: int,
+        sessions: Sequence[Mapping[str, Any]],
+        actor: str = "",
+        store: str = "",
+        draining: bool = False,
+    ) -> Standing:
         """What a generator holds now; each session has ``session``, ``owner``, ``on`` and what is listed of it.
 
-        What another generator has taken over meanwhile is not its own any more, whatever it believes.
+        What another generator has taken over meanwhile is not its own any more, whatever it believes. Whether it is
+        ``draining`` is for the directory to say, unless that has just begun.
         """
         now = self.clock()
         before = self.members.get(member)
@@ -61,31 +81,109 @@ class SessionDirectory:
         for session in set(() if before is None else before.sessions) - set(held):
             self.home.pop(session, None)
         for session in set(promised) - set(kept) - set(held):
-            self.home.pop(session, None)
+            if self.home.get(session) == member:  # else a place was reserved, and the session stayed where it was
+                del self.home[session]
         self.home |= dict.fromkeys(held, member)
         for session in held:
             self.orphans.pop(session, None)
-        self.members[member] = Member(capacity, now, actor, held, kept)
+        drains = draining if before is None else before.draining
+        self.members[member] = Member(capacity, now, actor, store, drains, held, kept)
         self._bury(now)
+        return Standing(drains, self._stores(store))
 
     def place(self, session: str) -> str:
         """Promise ``session`` a place where most are free; returns the generator. Raises ``NoCapacity``."""
         self._bury(self.clock())
-        free = {name: m.capacity - m.taken for name, m in self.members.items()}
-        best = max(sorted(free), key=lambda name: free[name], default=None)
-        if best is None:
-            raise NoCapacity("no generator has reported yet; they may be starting")
-        if free[best] < 1:
-            places = sum(m.capacity for m in self.members.values())
-            raise NoCapacity(f"all {places} places of {len(free)} generators are taken; stop a session or come back")
+        best = self._reserved(session) or self._freest(self.members)
         self.members[best].promised[session] = self.clock()
         self.home[session] = best
         return best
 
-    def find(self, session: str) -> str | None:
-        """The generator that has ``session``."""
+    def reserve(self, session: str, to: str = "") -> str:
+        """Promise ``session`` a place in another generator than it is in, perhaps in ``to``; returns which.
+
+        It is still where it was; when it is an orphan, it is placed there. Raises ``UnknownSession``, ``NoCapacity``,
+        and ``BadMessage`` for a generator that there is not or that it is in already.
+        """
+        home = self.find(session)
+        if home is None or home == session:
+            raise UnknownSession(f"no session {session!r}")
+        if to and (to not in self.members or to == home):
+            raise BadMessage(
+                f"to is {to!r}; expected a generator other than {home!r}: {', '.join(sorted(self.members))}"
+            )
+        self.unreserve(session)
+        best = self._freest([to] if to else [name for name in self.members if name != home])
+        self.members[best].promised[session] = self.clock()
+        return best
+
+    def unreserve(self, session: str) -> None:
+        """``session`` stays where it is; unknown ones are no error."""
+        for name, member in self.members.items():
+            if name != self.home.get(session):
+                member.promised.pop(session, None)
+
+    def _reserved(self, session: str) -> str | None:
+        return next((name for name, m in self.members.items() if session in m.promised and not m.draining), None)
+
+    def _freest(self, among: Iterable[str]) -> str:
+        members = {name: self.members[name] for name in among}
+        free = {name: m.capacity - m.taken for name, m in members.items() if not m.draining}
+        best = max(sorted(free), key=lambda name: free[name], default=None)
+        if best is None:
+            raise NoCapacity("no generator has reported that takes sessions; they may be starting, or be drained")
+        if free[best] < 1:
+            places = sum(members[name].capacity for name in free)
+            raise NoCapacity(f"all {places} places of {len(free)} generators are taken; stop a session or come back")
+        return best
+
+    def drain(self, member: str) -> list[dict[str, Any]]:
+        """Place no more sessions in a generator; returns those that it has. Raises ``BadMessage``."""
+        found = self._member(member)
+        found.draining = True
+        return [dict(session) for session in found.sessions.values()]
+
+    def undrain(self, member: str) -> None:
+        """Place sessions in a generator again. Raises ``BadMessage``."""
+        self._member(member).draining = False
+
+    def refuge(self, member: str) -> str:
+        """Another generator, for what takes no place; raises ``NoCapacity`` if there is none that is not drained."""
+        others = {n: m.taken - m.capacity for n, m in self.members.items() if n != member and not m.draining}
+        if not others:
+            raise NoCapacity("no other generator takes sessions")
+        return min(sorted(others), key=lambda name: others[name])
+
+    def generators(self) -> list[dict[str, Any]]:
+        """Every generator: name, places and how many are taken, sessions, its restore store, whether it is drained."""
         self._bury(self.clock())
-        return self.home.get(session)
+        return [
+            {"generator": name, "capacity": m.capacity, "taken": m.taken, "sessions": len(m.sessions), "store": m.store,
+             "draining": m.draining}
+            for name, m in sorted(self.members.items())
+        ]  # fmt: skip
+
+    def _member(self, member: str) -> Member:
+        self._bury(self.clock())
+        if member not in self.members:
+            raise BadMessage(f"no generator {member!r}; there are: {', '.join(sorted(self.members)) or 'none'}")
+        return self.members[member]
+
+    def _stores(self, but: str) -> tuple[str, ...]:
+        """The restore stores of all generators but one, from the one on whose name follows; so all get a share."""
+        names = sorted({m.store for m in self.members.values()} - {but, ""})
+        return (*(n for n in names if n > but), *(n for n in names if n < but))
+
+    def renew(self, session: str) -> None:
+        """The place that ``session`` was promised is still wanted; unknown ones are no error."""
+        member = self.members.get(self.home.get(session, ""))
+        if member is not None and session in member.promised:
+            member.promised[session] = self.clock()
+
+    def find(self, session: str) -> str | None:
+        """The generator that has ``session``; by its own name one finds a generator."""
+        self._bury(self.clock())
+        return session if session in self.members else self.home.get(session)
 
     def rescue(self, session: str) -> tuple[str, bool]:
         """The generator that has a session, or shall take it over: then it was promised a place there.
@@ -117,6 +215,7 @@ class SessionDirectory:
 
     def unplace(self, session: str) -> None:
         """``session`` could not be taken over where it was placed; it is as before."""
+        self.unreserve(session)
         member = self.members.get(self.home.pop(session, ""))
         if member is not None:
             member.promised.pop(session, None)

@@ -13,8 +13,11 @@ from opentelemetry import trace
 from starlette.exceptions import HTTPException
 
 from actors.asking import Backend, bearer, directed, problem, status_of
+from actors.files import IMPORTS, carrying
 from actors.limits import Buckets, Limits
 from actors.metrics import Meter, Tally
+from actors.movement import Mover
+from actors.operating import operating
 from actors.requests import Control, NewSession, explained
 from actors.sockets import watching
 from errors import BadMessage, LongtakeError, NoCapacity, NotAllowed, UnknownScene
@@ -23,9 +26,16 @@ TRACER = trace.get_tracer("longtake")
 
 
 def gateway(
-    backend: Backend, limits: Limits | None = None, pages: Path | None = None, meter: Meter | None = None
+    backend: Backend,
+    limits: Limits | None = None,
+    pages: Path | None = None,
+    meter: Meter | None = None,
+    mover: Mover | None = None,
 ) -> FastAPI:
-    """The application; ``pages``: folder of the player and the studio."""
+    """The application; ``pages``: folder of the player and the studio.
+
+    ``mover``: moves sessions, where there are several generators.
+    """
     rules, meter = limits or Limits(), meter or Tally()
     app = FastAPI(title="Longtake", version="1", description="Endless, interactive audio-video streams.")
     app.state.backend, app.state.limits = backend, rules
@@ -35,6 +45,9 @@ def gateway(
     _errors(app)
     _metered(app, meter)
     _sessions(app, backend, rules)
+    carrying(app, backend, rules)
+    if mover is not None:
+        operating(app, mover, rules)
     app.add_api_websocket_route("/v1/sessions/{session}/watch", watching(backend, rules, meter))
     if pages is not None:
         app.mount("/", StaticFiles(directory=pages, html=True), name="pages")
@@ -75,8 +88,9 @@ def _sessions(app: FastAPI, backend: Backend, limits: Limits) -> None:
     async def small_bodies(request: Request, call_next: Any) -> Response:
         length = request.headers.get("content-length", "0")
         chunked = "transfer-encoding" in request.headers
-        if chunked or not length.isdigit() or int(length) > limits.body_bytes:
-            error = BadMessage(f"the body has {length} bytes or an unknown length; expected {limits.body_bytes:,}")
+        most = limits.take_bytes if request.url.path == IMPORTS else limits.body_bytes
+        if chunked or not length.isdigit() or int(length) > most:
+            error = BadMessage(f"the body has {length} bytes or an unknown length; expected at most {most:,}")
             return JSONResponse(problem(error), 413, media_type="application/problem+json")
         answer: Response = await call_next(request)
         return answer

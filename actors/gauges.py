@@ -19,6 +19,7 @@ def gauges(engine: Engine, streams: Sequence[Stream]) -> list[Gauge]:
         ("pool_bytes", {"what": "held"}, sum(pool.held_bytes.values())),
         ("pool_bytes", {"what": "capacity"}, sum(pool.capacity_bytes.values())),
         ("store_refused", {}, getattr(tier, "refused", 0)),
+        ("store_unmirrored", {}, getattr(tier, "unmirrored", 0)),
         ("store_failures", {}, getattr(tier, "failures", 0)),
     ]
     slots = getattr(tier, "staging", None)

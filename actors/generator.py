@@ -8,6 +8,9 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from actors.bookkeeping import Ledger, OwnLedger
+from actors.carrying import bring, export
+from actors.elsewhere import shelter
+from actors.freight import Freight
 from actors.ledger_service import Entry
 from actors.live import OVER, Live, State
 from actors.metrics import Meter, Tally
@@ -19,8 +22,8 @@ from actors.takeover import take_over
 from actors.worker import FAILURES, Direction, Worker
 from errors import BadMessage, FencedOff, NoCapacity, RecordLost, SessionMoved, SessionOver, UnknownSession
 
-CALLS = {"control", "pause", "resume", "fork", "stop", "acknowledge", "inspect", "thumbnail"}
 NEARER_S = 0.01  # between two looks at what is on its way
+CALLS = {"control", "pause", "resume", "fork", "stop", "acknowledge", "inspect", "thumbnail", "export", "piece"}
 PROMISE_S = 5.0  # how long a control waits for the ledger service
 T = TypeVar("T")
 LOG = logging.getLogger("longtake.generator")
@@ -53,6 +56,8 @@ class Generator:
         self.seconds = float(worker.engine.backbone.geometry.seconds)
         self.capacity = worker.engine.config.sessions
         self._coming: dict[str, asyncio.Task[None]] = {}
+        self.leaving: dict[str, dict[str, Any]] = {}  # sessions that are handed over, until the directory knows
+        self.outgoing, self.incoming = Freight(clock=clock), Freight(clock=clock)
 
     # -- life
 
@@ -165,6 +170,58 @@ class Generator:
         LOG.info("session stopped", extra={"session": session, "chunk": at})
         return {"session": session, "do": "stop", "from": at}
 
+    async def export(self, session: str, most_bytes: int) -> dict[str, Any]:
+        """A session as a file, which waits to be asked for by ``piece``: its ``ticket``, and how many ``bytes``.
+
+        Raises:
+            NoCapacity: enough files are on their way.
+            BadMessage: it is larger than ``most_bytes``.
+        """
+        self._open(session)
+        ticket = self.outgoing.reserve()
+        try:
+            data: bytes = await self.loop.between(export, self.worker, session)
+            if len(data) > most_bytes:
+                raise BadMessage(f"the take has {len(data):,} bytes; expected at most {most_bytes:,}")
+        except BaseException:
+            self.outgoing.drop(ticket)
+            raise
+        self.outgoing.put(ticket, data)
+        return {"ticket": ticket, "bytes": len(data)}
+
+    async def piece(self, session: str, ticket: str, offset: int) -> bytes:
+        """The next piece of an exported session; raises ``BadMessage`` if it was not asked for in time."""
+        return self.outgoing.piece(ticket, offset)
+
+    async def bring(self, session: str, owner: str, nbytes: int, pieces: AsyncIterator[bytes]) -> dict[str, Any]:
+        """Begin a session with the take of a file; see ``carrying.bring``."""
+        ticket, offset = await self.expect(nbytes), 0
+        try:
+            async for piece in pieces:
+                self.incoming.add(ticket, offset, piece)
+                offset += len(piece)
+            return await self.unpack(session, owner, ticket)
+        finally:
+            self.incoming.drop(ticket)
+
+    async def expect(self, nbytes: int) -> str:
+        """A ticket for a file of so many bytes that is to come; raises ``NoCapacity``."""
+        ticket = self.incoming.reserve()
+        self.incoming.expect(ticket, nbytes)
+        return ticket
+
+    async def unpack(self, session: str, owner: str, ticket: str) -> dict[str, Any]:
+        """Begin a session with the file that has come."""
+        if session in self.sessions:
+            raise BadMessage(f"session {session!r} exists already")
+        await self._whole(self._unpack(session, owner, self.incoming.whole(ticket)), session)
+        return self.describe(session)
+
+    async def _unpack(self, session: str, owner: str, data: bytes) -> None:
+        begin: int = await self.loop.between(bring, self.worker, session, data, owner)
+        await self._book(session)
+        self._enter(Live(session, self.pace, self.seconds, self.clock(), owner, base=begin - 1, next_chunk=begin))
+
     async def take_over(self, session: str) -> dict[str, Any]:
         """Go on with a session that another generator lost or gave away; again is no error.
 
@@ -197,19 +254,38 @@ class Generator:
         if live.publishing is not None:
             await asyncio.wait([live.publishing])  # or whoever comes first would be given what it has
         self.loop.meter.add("takeovers")
+        if self.worker.reels[session].held:
+            await self._put_away(live, "asked for", held=True)
         self._enter(live)
 
     async def hand_over(self, session: str) -> None:
         """Give a session away, for another generator to take over; its viewers come back by themselves.
 
-        Raises ``NoCapacity`` if the vault is full, and then it stays.
+        It is ``held`` until ``left`` says that the directory is told. Raises ``NoCapacity`` if the vault is full, and
+        then it stays.
         """
         live = self._open(session)
-        await self._whole(self._put_away(live, "it moves to another generator", held=live.held))
-        if live.publishing is not None:
-            await asyncio.wait([live.publishing])
-        await self.loop.books.restate(session)
-        await self.loop.give_away(live)
+        live.moving = True
+        try:
+            await self._whole(self._put_away(live, "it moves to another generator", held=live.held))
+            if live.publishing is not None:
+                await asyncio.wait([live.publishing])
+            await self.loop.books.restate(session)
+            self.leaving[session] = self._told(live)
+            await self.loop.give_away(live)
+        except BaseException:
+            self.leaving.pop(session, None)
+            raise
+        finally:
+            live.moving = False
+
+    def left(self, session: str) -> None:
+        """The directory is told that a session was handed over."""
+        self.leaving.pop(session, None)
+
+    async def shelter(self, session: str) -> None:
+        """Have a session that was handed over and is put away in this node's vault, until somebody asks for it."""
+        await self.loop.between(shelter, self.worker, session)
 
     async def watch(
         self, session: str, owner: str, viewer: str, after: int | None, credits: int, from_key: bool = True
@@ -241,7 +317,7 @@ class Generator:
         watching = live.watching[viewer]
         more = watching.viewer.acknowledge(chunk, credits, buffered, self.clock(), self.pace)
         watching.news.set()
-        if more and live.state is State.PAUSED and not live.held:
+        if more and live.state is State.PAUSED and not live.held and not live.moving:
             with suppress(NoCapacity):  # tried again at its next acknowledgement
                 await self._ensure_on(live)
         self.loop.wake()
@@ -279,6 +355,17 @@ class Generator:
     async def listing(self, owner: str) -> list[dict[str, Any]]:
         """All sessions of an owner."""
         return [self.describe(session) for session, live in self.sessions.items() if live.owner == owner]
+
+    def held(self) -> list[dict[str, Any]]:
+        """What the directory is told: every session described, whose it is, and whether it takes a place.
+
+        A session that is being handed over is told of until it is gone, so that it is never nobody's.
+        """
+        told = {name: self._told(live) for name, live in self.sessions.items()}
+        return list((self.leaving | told).values())
+
+    def _told(self, live: Live) -> dict[str, Any]:
+        return {**self.describe(live.id), "owner": live.owner, "on": live.state is not State.PAUSED}
 
     async def measure(self) -> None:
         """Set all gauges."""
@@ -334,6 +421,8 @@ class Generator:
         await self._whole(self._bring_back(live))
 
     async def _bring_back(self, live: Live) -> None:
+        if live.moving:
+            raise SessionMoved(f"{live.id} is on its way to another generator; ask again")
         if live.state is State.PAUSED:
             try:
                 await self.loop.between(self.worker.bring_back, live.id)
@@ -350,7 +439,7 @@ class Generator:
         before = live.state
         live.enter(State.PAUSED, self.clock(), reason, held)  # first: from now on no step may take it
         try:
-            await self.loop.between(self.worker.put_away, live.id)
+            await self.loop.between(self.worker.put_away, live.id, held)
         except FAILURES:
             if live.state is State.PAUSED:
                 live.enter(before, self.clock())

@@ -19,38 +19,53 @@ class Limits:
 
     Args:
         keys: API keys; without any, everybody may ask and all sessions are everybody's.
+        admins: keys of whoever runs the service, for what concerns generators; without any, and without ``keys``,
+            everybody may.
         origins: origins of web pages that may call the API from another host; by default none.
         prompt: longest prompt, subject or scene name, in characters.
         scenes: most scenes of a script.
         body_bytes: longest body of a request.
         creations: sessions that one key may create per minute.
         messages: messages that one viewer may send per second.
+        take_bytes: largest file of a take that is exported or imported.
     """
 
     keys: tuple[str, ...] = ()
+    admins: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     prompt: int = 2000
     scenes: int = 256
     body_bytes: int = 256 * 1024
     creations: float = 120.0
     messages: float = 50.0
+    take_bytes: int = 2 << 30
 
     def __post_init__(self) -> None:
-        if not all(_KEY.fullmatch(key) for key in self.keys):
+        if not all(_KEY.fullmatch(key) for key in (*self.keys, *self.admins)):
             raise ConfigError(
-                "limits.keys: a key is too short or has other characters than letters, digits and '-._~' (a browser "
-                "sends it as the name of a sub-protocol); expected 16 or more of these, at random"
+                "limits.keys, limits.admins: a key is too short or has others than letters, digits and '-._~' in it "
+                "(a browser sends it as the name of a sub-protocol); expected 16 or more of these, at random"
             )
 
     def owner(self, key: str) -> str:
-        """Whose the sessions of ``key`` are; compares in constant time. Raises ``NotAllowed``."""
+        """Whose the sessions of ``key`` are. Raises ``NotAllowed``."""
         if not self.keys:
             return ""
-        given = hashlib.sha256(key.encode()).digest()
-        known = [hashlib.sha256(k.encode()).digest() for k in self.keys]
-        if not sum(hmac.compare_digest(given, k) for k in known):  # a sum: all are compared
-            raise NotAllowed("the key is missing or wrong; expected 'Authorization: Bearer KEY'")
-        return given.hex()[:16]
+        return _known(key, self.keys)
+
+    def admin(self, key: str) -> None:
+        """Raise ``NotAllowed`` unless ``key`` may run the service."""
+        if self.keys or self.admins:
+            _known(key, self.admins)
+
+
+def _known(key: str, keys: tuple[str, ...]) -> str:
+    """The name of a key that is one of ``keys``; compares in constant time. Raises ``NotAllowed``."""
+    given = hashlib.sha256(key.encode()).digest()
+    known = [hashlib.sha256(k.encode()).digest() for k in keys]
+    if not sum(hmac.compare_digest(given, k) for k in known):  # a sum: all are compared
+        raise NotAllowed("the key is missing or wrong; expected 'Authorization: Bearer KEY'")
+    return given.hex()[:16]
 
 
 @dataclass

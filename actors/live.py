@@ -47,6 +47,7 @@ class Live:
         blind: why the segmenter saw nothing when it last looked.
         made: index of the chunk to be stepped next; those before it that are not published yet are ``in_flight``.
         ended: whether its last chunk has been stepped.
+        moving: it is being handed over, and must not be brought back meanwhile.
         moved: another generator has it now.
         directing: held by the direction that is being carried out: they take effect in the order in which they came.
         stepped_at: when it was last stepped; of those that are due at the same time, who waits longest is served.
@@ -68,6 +69,7 @@ class Live:
     blind: str = ""
     in_flight: int = 0
     ended: bool = False
+    moving: bool = False
     moved: bool = False
     publishing: "asyncio.Task[None] | None" = None
     directing: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -64,6 +64,7 @@ METRICS = {
         ),
         Metric("staging_bytes", "gauge", "Bytes prefetched or on their way: held and budget", ("what",)),
         Metric("store_refused", "gauge", "Payloads that were not kept because too much was on its way to the store"),
+        Metric("store_unmirrored", "gauge", "Steps whose latents the mirror had not taken in time, or that had none"),
         Metric("store_failures", "gauge", "Calls that the restore store did not answer"),
         Metric(
             "transfer_bytes",

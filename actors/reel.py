@@ -111,6 +111,7 @@ class Reel:
     drift: deque[tuple[int, float, int]] = field(default_factory=lambda: deque(maxlen=HISTORY))
     thumbnails: dict[str, bytes] = field(default_factory=dict)
     away: Away | None = None
+    held: bool = False  # a person has it put away
     rejoined: bool = False  # the next chunk may follow on one that another encoder made
 
     @property
@@ -155,7 +156,7 @@ class Reel:
     def report(self) -> bytes:
         """What another generator would need to go on from here; see ``Continuity``."""
         shot = 0 if self.director is None else self.director.shot
-        return Continuity(Footing.of(self.on.session), shot, self.subject).pack()
+        return Continuity(Footing.of(self.on.session), shot, self.subject, self.held).pack()
 
     def note(self, chunk: Chunk, due: bool) -> Note:
         """Take notes of a chunk right after its step; ``due``: whether the segmenter should look at it."""

@@ -78,6 +78,7 @@ class Around:
 
     store: Literal["node", "cluster"]
     store_resources: dict[str, float]
+    mirror: Literal["none", "latents"]
     host_bytes: int
     vault_bytes: int
     transport: Transport
@@ -130,13 +131,17 @@ class StoreActor(RestoreStore):
 def restore_store(around: Around) -> Handle:
     """The restore store of this node, or the one of the cluster."""
     options: dict[str, Any] = {"resources": around.store_resources}
-    name = node = STORE
+    node = STORE
     if around.store == "node":
         node = ray.get_runtime_context().get_node_id()
-        name = f"{STORE}-{node[:12]}"
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
     given = (around.host_bytes, around.vault_bytes, around.restore, around.store_key, node[:12])
-    return shared(name, StoreActor, *given, **options)
+    return shared(store_name(around), StoreActor, *given, **options)
+
+
+def store_name(around: Around) -> str:
+    """The name of this node's restore store, or of the cluster's."""
+    return f"{STORE}-{ray.get_runtime_context().get_node_id()[:12]}" if around.store == "node" else STORE
 
 
 def store_calls(handle: Handle) -> Call:

@@ -127,6 +127,13 @@ class RemoteTier(RestoreTier):
         found: dict[int, Plain] = self._wait("records", session)
         return {chunk: parse_record(plain) for chunk, plain in found.items()}
 
+    def chunks(self, session: str) -> list[int]:
+        """Chunks of ``session`` with a record, in media order. Raises ``RecordLost`` if the store does not answer."""
+        self._settle()
+        found: Found = self._wait("holdings", [session])
+        self.index |= held_of(found)
+        return sorted(self.index[session])
+
     def forget(self, session: str, chunk: int) -> None:
         if chunk in self.index.get(session, {}):
             self._send(lambda index: index.get(session, {}).pop(chunk, None), "forget", session, chunk)

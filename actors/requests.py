@@ -93,6 +93,12 @@ class Fork(Strict):
     seed: Seed | None = None
 
 
+class Move(Strict):
+    """Where a session is to go: to a generator, or wherever most places are free."""
+
+    to: str = ""
+
+
 Control = Annotated[ChangePrompt | CutTo | GoBack | Simple | Fork, Field(discriminator="do")]
 CONTROL: TypeAdapter[Control] = TypeAdapter(Control)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from math import ceil
 
 from actors.continuity import Continuity
+from actors.elsewhere import clear, drop_snapshot, gather, snapshot
 from actors.ledger_service import Statement
 from actors.order import parse_order
 from actors.reel import Note, Reel
@@ -22,7 +23,8 @@ from streams.stream import Stream
 def take_over(worker: Worker, session: str, statement: Statement) -> tuple[str, list[Stepped]]:
     """Go on with a session; returns its owner, and its newest chunks, to be shown once more.
 
-    A stream that was put away comes from the vault. Any other is recovered from the restore store.
+    A stream that was put away comes from the vault. Any other is recovered from the restore store. If this node's has
+    not got all, others are asked.
 
     Raises:
         NoCapacity: the pool is full; nothing was changed.
@@ -38,7 +40,7 @@ def take_over(worker: Worker, session: str, statement: Statement) -> tuple[str, 
     reel = Reel(
         session, worker.codecs, stream, decoder, worker.encoder(begin), statement.order, director, report.subject
     )
-    reel.pieces, reel.rejoined = stream.session.manager.next_chunk, True
+    reel.pieces, reel.rejoined, reel.held = stream.session.manager.next_chunk, True, report.held
     worker.reels[session] = reel
     last = reel.pieces == reel.ends_at
     notes = [Note(True, "", last and chunk is shown[-1], {}, key=True) for chunk in shown]
@@ -47,14 +49,21 @@ def take_over(worker: Worker, session: str, statement: Statement) -> tuple[str, 
 
 def _stream(worker: Worker, session: str, statement: Statement, report: Continuity) -> Stream:
     try:
-        saved = worker.vault.take(session)
+        saved = snapshot(worker, session)
     except RecordLost:
-        return Stream(worker.engine, recover(worker.engine, statement.state, report.footing))
+        return _recovered(worker, statement, report)
     stream = Stream.resume(worker.engine, saved)
     if stream.session.manager.recorder.noted < statement.number:  # an old one, of a stream that was brought back
         stream.close()
-        return Stream(worker.engine, recover(worker.engine, statement.state, report.footing))
-    worker.vault.drop(session)
+        return _recovered(worker, statement, report)
+    drop_snapshot(worker, session)
+    return stream
+
+
+def _recovered(worker: Worker, statement: Statement, report: Continuity) -> Stream:
+    gather(worker, report.footing.stream)
+    stream = Stream(worker.engine, recover(worker.engine, statement.state, report.footing))
+    clear(worker, report.footing.stream)
     return stream
 
 

@@ -14,11 +14,13 @@ from typing import Any, Literal, Protocol
 
 import torch
 
+from actors.continuity import Continuity
 from actors.gauges import Gauge, gauges
 from actors.ledger_service import Entry, Statement, Terms
 from actors.order import Order, pack_order, parse_order
 from actors.reel import Away, Glimpse, Note, Piece, Reel
 from cache.state import dump
+from cache.tiers import RestoreTier
 from errors import BadMessage, LongtakeError, NoCapacity, PoolExhausted, StreamError, UnknownSession
 from media.encoder import Encoder, Init
 from media.encoding import Encoding
@@ -48,6 +50,22 @@ class Vault(Protocol):
     def drop(self, session: str) -> None:
         """Forget it; unknown sessions are no error."""
         ...
+
+
+class Stocked(RestoreTier, Protocol):
+    """A restore store that can be asked which chunks it has."""
+
+    def chunks(self, session: str) -> list[int]:
+        """Chunks of ``session`` with a record. Raises ``RecordLost`` if the store does not answer."""
+        ...
+
+
+@dataclass(frozen=True)
+class Site:
+    """The restore store of a node."""
+
+    tier: Stocked
+    vault: Vault
 
 
 @dataclass(frozen=True)
@@ -109,6 +127,7 @@ class Worker:
         self.encoding = encoding or Encoding(audio="opus")
         self.terms = Terms(engine.specs, engine.policy, engine.config.cache)
         self.reels: dict[str, Reel] = {}
+        self.others: Callable[[], Sequence[Site]] = lambda: ()  # restore stores of other nodes
         self.settle: Callable[[], None] = lambda: None  # waits until all that was stepped has been shown
         self._inside = threading.Lock()
 
@@ -160,13 +179,14 @@ class Worker:
         self.reels[child].pieces = parent.pieces
         self.reels[child].thumbnails = dict(parent.thumbnails)
 
-    def put_away(self, session: str) -> None:
-        """Give the pages back; the stream goes to the vault. Idempotent.
+    def put_away(self, session: str, held: bool = False) -> None:
+        """Give the pages back; the stream goes to the vault. Idempotent. ``held``: a person wants it so.
 
         Raises:
             NoCapacity: the vault is full; the stream is as before.
         """
         reel = self._reel(session)
+        reel.held = held
         if reel.stream is None:
             return
         away = Away(reel.inspect(), self.statement(session), reel.stream.session.manager.recorder)
@@ -182,7 +202,7 @@ class Worker:
             stream = self.with_room(lambda: Stream.resume(self.engine, data))
             stream.session.manager.record(reel.away.recorder)
             self._introduce(stream, parse_order(reel.order)[1])
-            reel.stream, reel.away = stream, None
+            reel.stream, reel.away, reel.held = stream, None, False
             self.vault.drop(session)
 
     def _introduce(self, stream: Stream, owner: str) -> None:
@@ -269,7 +289,8 @@ class Worker:
         """Whole books of a session, for the ledger service."""
         reel = self._reel(session)
         if reel.away is not None:
-            return reel.away.books
+            report = replace(Continuity.parse(reel.away.books.aside), held=reel.held)
+            return replace(reel.away.books, aside=report.pack())
         manager = reel.on.session.manager
         noted = manager.recorder.noted
         return Statement(session, self.terms, dump(manager), noted, reel.report(), reel.order)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from cli.common import app, fail
 from client import Client
-from errors import ConfigError, LongtakeError
+from errors import ConfigError, LongtakeError, MediaError
 from media.output import open_output
 from settings import load, plain_settings, read_shots
 
@@ -89,7 +89,7 @@ def watch(
                         console.print(f"{name}: {message['state']}: {message['reason']}", markup=False, soft_wrap=True)
         console.print(f"{out}: {seen} chunks of {name}", markup=False, highlight=False, soft_wrap=True)
 
-    _talk(url, key, work)
+    talk(url, key, work)
 
 
 def _scenes(script: Path | None) -> list[dict[str, Any]]:
@@ -113,7 +113,7 @@ def list_sessions(url: Url = URL, key: Key = "") -> None:
             table.add_row(s["session"], s["state"], str(s["next_chunk"]), media, str(s["viewers"]), str(s["misses"]))
         Console().print(table)
 
-    _talk(url, key, work)
+    talk(url, key, work)
 
 
 @app.command()
@@ -139,7 +139,7 @@ def inspect(
         console.print(head, markup=False)
         console.print(table)
 
-    _talk(url, key, work)
+    talk(url, key, work)
 
 
 def _roles(books: dict[str, Any]) -> list[str]:
@@ -154,10 +154,51 @@ def stop(session: Annotated[str, typer.Argument(help="Name of a session.")], url
         receipt = await client.stop(session)
         Console().print(f"{session}: stopped before chunk {receipt['from']}", markup=False)
 
-    _talk(url, key, work)
+    talk(url, key, work)
 
 
-def _talk(url: str, key: str, work: Callable[[Client], Coroutine[Any, Any, None]]) -> None:
+@app.command("export")
+def export_session(
+    session: Annotated[str, typer.Argument(help="Name of a session.")],
+    file: Annotated[Path, typer.Argument(help="The file to write.")],
+    url: Url = URL,
+    key: Key = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE.")] = False,
+) -> None:
+    """Write a session to a file, from which another goes on; the session goes on too."""
+    if file.exists() and not overwrite:
+        fail(ConfigError(f"{file} exists; expected another name, or --overwrite"), 2)
+
+    async def work(client: Client) -> None:
+        try:
+            size = await client.export(session, file)
+        except OSError as error:
+            raise MediaError(f"{file} cannot be written: {error}") from error
+        Console().print(f"{file}: {session}, {size:,} bytes", markup=False, highlight=False, soft_wrap=True)
+
+    talk(url, key, work)
+
+
+@app.command("import")
+def import_session(
+    file: Annotated[Path, typer.Argument(help="A file that `longtake export` wrote.")], url: Url = URL, key: Key = ""
+) -> None:
+    """Begin a session that goes on from a file, as a fork of the one that was exported."""
+
+    async def work(client: Client) -> None:
+        try:
+            made = await client.import_take(file)
+        except OSError as error:
+            raise MediaError(f"{file} cannot be read: {error}") from error
+        told = f"{made['session']}: goes on from chunk {made['next_chunk']}"
+        Console().print(told, markup=False, highlight=False, soft_wrap=True)
+
+    talk(url, key, work)
+
+
+def talk(url: str, key: str, work: Callable[[Client], Coroutine[Any, Any, None]]) -> None:
+    """Do something with a client; errors are shown, and end the command."""
+
     async def talk() -> None:
         async with Client(url, key) as client:
             await work(client)

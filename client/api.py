@@ -1,6 +1,8 @@
 """Sessions over HTTP: begin, direct, inspect, list and stop them."""
 
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -11,6 +13,7 @@ from client.watch import Watch
 from errors import ServiceError
 
 Message = dict[str, Any]
+TAKE, PIECE = "application/vnd.longtake.take", 1 << 18
 
 
 class Client:
@@ -93,6 +96,53 @@ class Client:
         found: Message = await self._call("DELETE", f"/v1/sessions/{session}")
         return found
 
+    async def generators(self) -> list[Message]:
+        """Every generator: places, sessions, whether it is drained. As the next three for keys of ``limits.admins``."""
+        found: list[Message] = await self._call("GET", "/v1/generators")
+        return found
+
+    async def drain(self, generator: str) -> Message:
+        """Hand over all sessions of a generator, and place no more there; waits for as long as it takes."""
+        answer = await self._answer("POST", f"/v1/generators/{generator}/drain", timeout=None)
+        found: Message = answer.json()
+        return found
+
+    async def undrain(self, generator: str) -> Message:
+        """Place sessions in a generator again."""
+        found: Message = await self._call("DELETE", f"/v1/generators/{generator}/drain")
+        return found
+
+    async def move(self, session: str, to: str = "") -> Message:
+        """Have another generator, perhaps ``to``, go on with a session; its viewers go on by themselves."""
+        found: Message = await self._call("POST", f"/v1/sessions/{session}/move", {"to": to})
+        return found
+
+    async def export(self, session: str, path: Path) -> int:
+        """Write a session to a file, whole or not at all; it goes on. Returns the file's bytes.
+
+        Raises ``ServiceError`` too if the service broke off, and ``OSError`` if the file cannot be written.
+        """
+        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        try:
+            with partial.open("xb") as file:
+                async for piece in self._download(f"/v1/sessions/{session}/export"):
+                    file.write(piece)
+                size = file.tell()
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        return size
+
+    async def import_take(self, path: Path) -> Message:
+        """Begin a session that goes on from a file as a fork of the session that was exported.
+
+        Raises ``SnapshotError`` if it is no take of this service's model, and ``OSError`` if it cannot be read.
+        """
+        size = path.stat().st_size
+        headers = {"Content-Type": TAKE, "Content-Length": str(size)}
+        found: Message = (await self._answer("POST", "/v1/imports", content=_read(path), headers=headers)).json()
+        return found
+
     async def thumbnail(self, session: str, scene: str) -> bytes:
         """A JPEG of a scene."""
         answer = await self._answer("GET", f"/v1/sessions/{session}/scenes/{scene}/thumbnail.jpg")
@@ -109,15 +159,37 @@ class Client:
     async def _call(self, method: str, path: str, body: Any = None) -> Any:
         return (await self._answer(method, path, body)).json()
 
-    async def _answer(self, method: str, path: str, body: Any = None) -> httpx.Response:
+    async def _answer(self, method: str, path: str, body: Any = None, **more: Any) -> httpx.Response:
         try:
-            answer = await self._http.request(method, path, json=body)
+            answer = await self._http.request(method, path, json=body, **more)
         except httpx.HTTPError as error:
             raise ServiceError(f"{self.url} cannot be reached: {error!r}; is the service running?") from error
-        if answer.is_success:
-            return answer
+        return _granted(answer)
+
+    async def _download(self, path: str) -> AsyncIterator[bytes]:
         try:
-            problem = answer.json()
-        except ValueError:
-            problem = {"detail": f"{method} {path} was answered with {answer.status_code}: {answer.text[:200]}"}
-        raise raised(problem)
+            async with self._http.stream("GET", path) as answer:
+                if not answer.is_success:
+                    await answer.aread()
+                async for piece in _granted(answer).aiter_bytes():
+                    yield piece
+        except httpx.HTTPError as error:
+            raise ServiceError(f"{self.url} broke off or cannot be reached: {error!r}") from error
+
+
+def _granted(answer: httpx.Response) -> httpx.Response:
+    """The answer, or the error that it speaks of."""
+    if answer.is_success:
+        return answer
+    try:
+        problem = answer.json()
+    except ValueError:
+        asked = f"{answer.request.method} {answer.request.url.path}"
+        problem = {"detail": f"{asked} was answered with {answer.status_code}: {answer.text[:200]}"}
+    raise raised(problem)
+
+
+async def _read(path: Path) -> AsyncIterator[bytes]:
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            yield piece

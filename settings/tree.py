@@ -97,6 +97,8 @@ class ServiceSettings:
         sight_s: a finding that takes longer is given up; the anchor waits for the next one.
         store: one restore store per ``node`` that has generators, or one in the ``cluster``, where ``store_resources``
             are (custom resources of Ray).
+        mirror: with ``latents`` the restore store of a second node has the clean latents of what this one keeps, and
+            the streams that are put away, so that sessions survive the loss of a node. Takes generators on two nodes.
         host_bytes: host memory of a restore store for evicted chunks; ``engine.host_bytes`` is for takes without a
             service.
         vault_bytes: host memory of a restore store for streams that are put away.
@@ -124,6 +126,7 @@ class ServiceSettings:
     sight_s: float = 30.0
     store: Literal["node", "cluster"] = "node"
     store_resources: dict[str, float] = field(default_factory=dict)
+    mirror: Literal["none", "latents"] = "none"
     host_bytes: int = 4 << 30
     vault_bytes: int = 4 << 30
     transport: Transport = "shared"
@@ -150,6 +153,11 @@ class ServiceSettings:
             )
         if self.store_key and self.store_key.partition(":")[0] not in ("env", "file"):
             raise ConfigError("service.store_key is no reference; expected 'env:NAME' or 'file:PATH'")
+        if self.mirror != "none" and (self.store != "node" or self.durability == "none"):
+            raise ConfigError(
+                f"service.mirror is {self.mirror!r} with store {self.store!r} and durability {self.durability!r}; "
+                "expected a store per node, and durability latents or kv"
+            )
 
 
 @with_config(STRICT)

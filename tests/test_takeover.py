@@ -34,7 +34,7 @@ class House:
         }
         self.settings = load(environ=environ)
         self.tier, self.shelf, self.ledger = HostTier(1 << 30), Shelf(), OwnLedger()
-        self.generators: list[Generator] = []
+        self.built: list[Generator] = []
         self.latents: dict[str, dict[int, torch.Tensor]] = {}
 
     def generator(self, pace: Pace | None = None) -> Generator:
@@ -42,7 +42,7 @@ class House:
         made = Generator(worker, pace, ledger=self.ledger)
         self._remember(worker)
         made.start()
-        self.generators.append(made)
+        self.built.append(made)
         return made
 
     def _remember(self, worker: Worker) -> None:
@@ -73,7 +73,7 @@ async def house(durability: str = "kv", sessions: int = 2) -> AsyncIterator[Hous
     try:
         yield made
     finally:
-        for one in made.generators:
+        for one in made.built:
             await one.close()
 
 

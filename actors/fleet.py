@@ -1,0 +1,55 @@
+"""The generators of the cluster and their directory, as whoever moves sessions between them calls them."""
+
+from typing import Any
+
+from actors.backend import ServeBackend
+from actors.movement import Fleet
+from actors.remote import told_plainly
+
+
+class ServeFleet(Fleet):
+    """By the handles of a gateway's backend."""
+
+    def __init__(self, backend: ServeBackend) -> None:
+        self.backend = backend
+
+    async def generators(self) -> list[dict[str, Any]]:
+        with told_plainly():
+            found: list[dict[str, Any]] = await self.backend.directory.generators.remote()
+            return found
+
+    async def drain(self, member: str) -> list[dict[str, Any]]:
+        with told_plainly():
+            await self.backend.directory.drain.remote(member)
+            await self.backend.of(member).report.remote()
+            found: list[dict[str, Any]] = await self.backend.directory.drain.remote(member)
+            return found
+
+    async def undrain(self, member: str) -> None:
+        with told_plainly():
+            await self.backend.directory.undrain.remote(member)
+
+    async def reserve(self, session: str, to: str) -> str:
+        with told_plainly():
+            found: str = await self.backend.directory.reserve.remote(session, to)
+            return found
+
+    async def unreserve(self, session: str) -> None:
+        with told_plainly():
+            await self.backend.directory.unreserve.remote(session)
+
+    async def refuge(self, member: str) -> str:
+        with told_plainly():
+            found: str = await self.backend.directory.refuge.remote(member)
+            return found
+
+    async def hand_over(self, session: str) -> None:
+        with told_plainly():
+            await self.backend.of(session).hand_over.remote(session)
+
+    async def take_over(self, session: str) -> str:
+        return await self.backend.take_over(session)
+
+    async def shelter(self, session: str, member: str) -> None:
+        with told_plainly():
+            await self.backend.of(member).shelter.remote(session)
