@@ -38,7 +38,7 @@ class EngineConfig:
         first_schedule: denoising schedule of a scene's first chunk, which has no history of its own; by default as the
             others.
         durability: what of every commit is written to the restore store at once.
-        impl: implementation of the tensor operations.
+        impl: implementation of the tensor operations: ``torch``, or on a GPU ``triton``.
     """
 
     cache: CacheConfig = field(default_factory=CacheConfig)
@@ -104,7 +104,7 @@ class Engine:
         self.places = {t: policy.budgets[t].places for t in TYPES}
         pages = {t: n * self.config.sessions for t, n in self.places.items()}
         self.pool = Pool(self.specs, pages, backbone.dtype, backbone.device)
-        self.ops = ops(self.config.impl)
+        self.ops = ops(self.config.impl, backbone.device)
         self.tier = HostTier(self.config.host_bytes) if tier is None else tier
         self.through = WriteThrough(self.config.durability, self.pool, self.ops, self.tier)
         sigma = self.config.schedule.context_sigma
