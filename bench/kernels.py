@@ -198,9 +198,7 @@ def on_device(report: Report) -> None:
     report.configuration |= {"device": torch.cuda.get_device_name(), "repeats": repeats, "chunks kept": lengths}
     report.notes.append(f"Measured here: {peak[0] / 1e12:.0f} TFLOP/s, {peak[1] / 1e12:.2f} TB/s. {DATASHEETS}")
     rows, wrong = [], []
-    for case in (
-        case for part in (*(attention_cases(size, kept) for kept in lengths), streaming_cases(size)) for case in part
-    ):
+    for case in chain(*(attention_cases(size, kept) for kept in lengths), streaming_cases(size)):
         difference = differs(case)
         if difference <= TOLERANCE:
             rows.append(timed(case, repeats, peak))
