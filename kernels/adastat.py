@@ -3,7 +3,26 @@
 MaineCoon, arXiv 2606.17800, section 4.2: x̂ = x + s·(σ*·(x−μ)/σ + μ* − x).
 """
 
+from dataclasses import dataclass
+
 import torch
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """Committed copies of a batch, the statistics they were made from, and how far those were from the references.
+
+    Args:
+        x: [rows, tokens, channels], in the type of what was corrected.
+        mean, std: [rows, channels], float64, of what was corrected.
+        shift: [rows], float64: root mean square over channels of the shift of means in units of σ* and of the log
+            ratio of spreads. The books score drift by it (``cache.drift.Reference.shift``).
+    """
+
+    x: torch.Tensor
+    mean: torch.Tensor
+    std: torch.Tensor
+    shift: torch.Tensor
 
 
 def channel_statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -24,3 +43,27 @@ def adastat(
     centred = x.double() - mean
     blended = mean + strength * (reference_mean - mean) + centred * (1 - strength + strength * scale)
     return blended.to(x.dtype)
+
+
+def correct(
+    x: torch.Tensor, reference_mean: torch.Tensor, reference_std: torch.Tensor, strength: torch.Tensor
+) -> Corrected:
+    """Correct every row of ``x`` [rows, tokens, channels] towards its own reference [rows, channels], float64.
+
+    ``strength`` [rows], float64; a row of strength 0 is copied bit for bit.
+    """
+    mean, std = channel_statistics(x)
+    floor = reference_floor(reference_std).unsqueeze(-1)
+    spread = torch.maximum(reference_std, floor)
+    ratio = torch.log(torch.maximum(std, floor) / spread)
+    shift = (((mean - reference_mean) / spread) ** 2 + ratio**2).mean(-1).sqrt()
+    rows = [
+        row.clone() if s == 0 else adastat(row, to_mean, to_std, s)
+        for row, to_mean, to_std, s in zip(x, reference_mean, reference_std, strength.tolist(), strict=True)
+    ]
+    return Corrected(torch.stack(rows), mean, std, shift)
+
+
+def reference_floor(reference_std: torch.Tensor) -> torch.Tensor:
+    """The least spread [rows] that a channel is taken to have, of references [rows, channels]."""
+    return (1e-3 * reference_std.mean(-1)).clamp(min=1e-6)

@@ -4,11 +4,14 @@ Positions are in the keys, so the order of pages does not matter to the result b
 read as a view; others are gathered by copy (the Triton kernel reads them in place).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+
+from kernels.quantised import KeyPages, QuantisedKeys, QuantisedValues, ValuePages
 
 
 @dataclass(frozen=True)
@@ -18,10 +21,24 @@ class BlockTable:
     Args:
         pages: page numbers in reading order.
         skip_tokens: tokens to leave out at the start of the first page (a subject anchor is right-aligned).
+        multiplicity: how many chunks each page stands for (a merged one for several); empty if each for one. The
+            logarithm is added to the page's logits, as if its tokens stood there that many times.
+
+    Raises:
+        ValueError: there is no page, or something is negative or does not fit.
     """
 
     pages: tuple[int, ...]
     skip_tokens: int = 0
+    multiplicity: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.pages:
+            raise ValueError("a row attends to no page; expected one or more, its own among them")
+        if self.skip_tokens < 0:
+            raise ValueError(f"skip_tokens is {self.skip_tokens}; expected 0 or more")
+        if self.multiplicity and (len(self.multiplicity) != len(self.pages) or min(self.multiplicity) < 1):
+            raise ValueError(f"multiplicity is {self.multiplicity}; expected 1 or more for {len(self.pages)} pages")
 
     @property
     def consecutive(self) -> bool:
@@ -40,38 +57,81 @@ def read(pages: torch.Tensor, table: BlockTable) -> torch.Tensor:
 
 def attend(
     query: torch.Tensor,
-    key_pages: torch.Tensor,
-    value_pages: torch.Tensor,
+    key_pages: KeyPages,
+    value_pages: ValuePages,
     tables: Sequence[BlockTable],
     heads: int,
 ) -> torch.Tensor:
     """Softmax attention of ``query`` [rows, queries, W], each row over its own pages; returns the shape of ``query``.
 
-    ``key_pages`` and ``value_pages`` are [pages, tokens, W]; W divides into ``heads``.
+    ``key_pages`` and ``value_pages`` are [pages, tokens, W], or codes of that shape; W divides into ``heads``.
     """
     rows = []
     for row, table in zip(query, tables, strict=True):
-        q, k, v = (_by_head(x, heads) for x in (row, read(key_pages, table), read(value_pages, table)))
-        rows.append(scaled_dot_product_attention(q, k, v)[0].transpose(0, 1).flatten(1))
+        key, value = keys_of(key_pages, table, row.dtype), values_of(value_pages, table, row.dtype)
+        q, k, v = (_by_head(x, heads) for x in (row, key, value))
+        weight = _log_multiplicity(table, len(key), row) if table.multiplicity else None
+        rows.append(scaled_dot_product_attention(q, k, v, attn_mask=weight)[0].transpose(0, 1).flatten(1))
     return torch.stack(rows)
 
 
-def page_mass(
-    query: torch.Tensor, key_pages: torch.Tensor, tables: Sequence[BlockTable], heads: int
-) -> list[torch.Tensor]:
+def attend_and_mass(
+    query: torch.Tensor,
+    key_pages: KeyPages,
+    value_pages: ValuePages,
+    tables: Sequence[BlockTable],
+    heads: int,
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """What ``attend`` and ``page_mass`` return."""
+    attended = attend(query, key_pages, value_pages, tables, heads)
+    return attended, page_mass(query, key_pages, tables, heads)
+
+
+def page_lse(query: torch.Tensor, key_pages: KeyPages, tables: Sequence[BlockTable], heads: int) -> list[torch.Tensor]:
+    """Per row, the log-sum-exp [pages, heads, queries] of the logits of each page, float32."""
+    found = []
+    for row, table in zip(query, tables, strict=True):
+        key = keys_of(key_pages, table, row.dtype)
+        q, k = _by_head(row, heads)[0].float(), _by_head(key, heads)[0].float()
+        logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        if table.multiplicity:
+            logits = logits + _log_multiplicity(table, len(key), q)
+        tokens = (len(key) + table.skip_tokens) // len(table.pages)
+        sizes = [tokens - table.skip_tokens, *[tokens] * (len(table.pages) - 1)]
+        found.append(torch.stack([part.logsumexp(-1) for part in logits.split(sizes, dim=-1)]))
+    return found
+
+
+def page_mass(query: torch.Tensor, key_pages: KeyPages, tables: Sequence[BlockTable], heads: int) -> list[torch.Tensor]:
     """Per row, each page's share [pages] of the attention, averaged over queries and heads (H2O's accumulated score).
 
     The share is the softmax over pages of the per-page log-sum-exp of the logits, so no normalised matrix is formed.
     """
-    shares = []
-    for row, table in zip(query, tables, strict=True):
-        q, k = _by_head(row, heads)[0].float(), _by_head(read(key_pages, table), heads)[0].float()
-        logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-        tokens = key_pages.shape[1]
-        sizes = [tokens - table.skip_tokens, *[tokens] * (len(table.pages) - 1)]
-        lse = torch.stack([part.logsumexp(-1) for part in logits.split(sizes, dim=-1)], dim=-1)
-        shares.append(lse.softmax(-1).mean((0, 1)))
-    return shares
+    return [lse.softmax(0).mean((1, 2)) for lse in page_lse(query, key_pages, tables, heads)]
+
+
+def keys_of(pages: KeyPages, table: BlockTable, dtype: torch.dtype) -> torch.Tensor:
+    """Keys [tokens, W] of the table's pages; codes become ``dtype``."""
+    if isinstance(pages, torch.Tensor):
+        return read(pages, table)
+    chosen = list(table.pages)
+    some = QuantisedKeys(pages.codes[chosen], pages.scale[chosen], pages.zero[chosen])
+    return some.read(dtype).flatten(0, 1)[table.skip_tokens :]
+
+
+def values_of(pages: ValuePages, table: BlockTable, dtype: torch.dtype) -> torch.Tensor:
+    """Values [tokens, W] of the table's pages; codes become ``dtype``."""
+    if isinstance(pages, torch.Tensor):
+        return read(pages, table)
+    chosen = list(table.pages)
+    return QuantisedValues(pages.codes[chosen], pages.scale[chosen]).read(dtype).flatten(0, 1)[table.skip_tokens :]
+
+
+def _log_multiplicity(table: BlockTable, tokens: int, like: torch.Tensor) -> torch.Tensor:
+    """What is added to the logits of each of ``tokens`` tokens, [1, tokens]."""
+    each = (tokens + table.skip_tokens) // len(table.pages)
+    by_token = [math.log(n) for n in table.multiplicity for _ in range(each)][table.skip_tokens :]
+    return torch.tensor([by_token], dtype=like.dtype, device=like.device)
 
 
 def _by_head(x: torch.Tensor, heads: int) -> torch.Tensor:

@@ -8,8 +8,10 @@ import torch
 
 from errors import ConfigError
 from kernels import adastat, attention, commit, pack, relocate, rotary
+from kernels.adastat import Corrected
+from kernels.pack import Codes
 
-Implementation = Literal["torch"]
+Implementation = Literal["torch", "triton"]
 
 
 @dataclass(frozen=True)
@@ -18,32 +20,58 @@ class Ops:
 
     impl: Implementation
     attend: Callable[..., torch.Tensor]
-    page_mass: Callable[..., list[torch.Tensor]]
+    attend_and_mass: Callable[..., tuple[torch.Tensor, list[torch.Tensor]]]
     write: Callable[..., None]
     rotate: Callable[..., torch.Tensor]
     relocate: Callable[..., None]
+    restore: Callable[..., None]
     channel_statistics: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
     adastat: Callable[..., torch.Tensor]
+    correct: Callable[..., Corrected]
     pack: Callable[[torch.Tensor, int], torch.Tensor]
     unpack: Callable[[torch.Tensor, int, torch.Tensor], None]
+    pack_all: Callable[..., list[torch.Tensor]]
+    pack_checked: Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
+    unpack_checked: Callable[[torch.Tensor, int, torch.Tensor], torch.Tensor]
+    pack_codes: Callable[[torch.Tensor, int, torch.dtype], Codes]
+    unpack_codes: Callable[[torch.Tensor, int, Codes], None]
 
 
 TORCH = Ops(
     impl="torch",
     attend=attention.attend,
-    page_mass=attention.page_mass,
+    attend_and_mass=attention.attend_and_mass,
     write=commit.write,
     rotate=rotary.rotate,
     relocate=relocate.relocate,
+    restore=relocate.restore,
     channel_statistics=adastat.channel_statistics,
     adastat=adastat.adastat,
+    correct=adastat.correct,
     pack=pack.pack,
     unpack=pack.unpack,
+    pack_all=pack.pack_all,
+    pack_checked=pack.pack_checked,
+    unpack_checked=pack.unpack_checked,
+    pack_codes=pack.pack_codes,
+    unpack_codes=pack.unpack_codes,
 )
 
 
-def ops(impl: str) -> Ops:
-    """The operations named ``impl``; raises ``ConfigError`` for an unknown name."""
-    if impl != "torch":
-        raise ConfigError(f"impl is {impl!r}; expected 'torch'")
-    return TORCH
+def ops(impl: str, device: torch.device | None = None) -> Ops:
+    """The operations named ``impl``, for tensors on ``device``.
+
+    Raises:
+        ConfigError: there is none of that name, or it cannot run here.
+    """
+    if impl == "torch":
+        return TORCH
+    if impl != "triton":
+        raise ConfigError(f"impl is {impl!r}; expected 'torch' or 'triton'")
+    try:
+        from kernels.ops_triton import TRITON, require_device
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"impl is 'triton' but {error.name} is not installed; pip install longtake[gpu]") from error
+    if device is not None:
+        require_device(device)
+    return TRITON

@@ -2,6 +2,7 @@
 
 import torch
 
+from kernels.quantised import QuantisedKeys
 from kernels.rotary import RotaryLayout, rotate
 
 
@@ -12,3 +13,10 @@ def relocate(keys: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, layout: R
     of the stored type. Spatial and padded pairs have angle 0 and do not change.
     """
     keys.copy_(rotate(keys, cos, sin, layout))
+
+
+def restore(
+    codes: QuantisedKeys, keys: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, layout: RotaryLayout
+) -> None:
+    """Write what ``codes`` [..., tokens, W] stand for into ``keys`` of that shape, rotated as ``relocate`` does."""
+    keys.copy_(rotate(codes.read(torch.float32), cos, sin, layout))

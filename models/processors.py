@@ -123,9 +123,11 @@ class CachedAttention:
         query = attn.norm_q(attn.to_q(hidden_states))
         query = rows.ops.rotate(query, *rows.angles[query_kind], layouts[query_kind])
         tables = rows.reads[self.type]
-        if current.mass is not None:
-            current.add_mass(self.type, rows.ops.page_mass(query, key_pages, tables, attn.heads))
-        return project(attn, hidden_states, rows.ops.attend(query, key_pages, value_pages, tables, attn.heads))
+        if current.mass is None:
+            return project(attn, hidden_states, rows.ops.attend(query, key_pages, value_pages, tables, attn.heads))
+        attended, shares = rows.ops.attend_and_mass(query, key_pages, value_pages, tables, attn.heads)
+        current.add_mass(self.type, shares)
+        return project(attn, hidden_states, attended)
 
 
 class TextAttention:

@@ -46,7 +46,7 @@ class EngineConfig:
             others.
         durability: what of every commit is written to the restore store at once.
         restore: how chunks come back, and how long a stream may wait for them.
-        impl: implementation of the tensor operations.
+        impl: implementation of the tensor operations: ``torch``, or on a GPU ``triton``.
     """
 
     cache: CacheConfig = field(default_factory=CacheConfig)
@@ -117,7 +117,7 @@ class Engine:
         self.places = {t: policy.budgets[t].places for t in TYPES}
         pages = {t: n * self.config.sessions for t, n in self.places.items()}
         self.pool = Pool(self.specs, pages, backbone.dtype, backbone.device)
-        self.ops = ops(self.config.impl)
+        self.ops = ops(self.config.impl, backbone.device)
         self.tier = HostTier(self.config.host_bytes) if tier is None else tier
         restore = self.config.restore
         self.clock, self.way_back = clock, WayBack(restore.way_back)

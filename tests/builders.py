@@ -1,5 +1,9 @@
-"""Small models, engines and chunks for tests."""
+"""Small models, engines and chunks for tests.
 
+``TEST_IMPL=triton`` in the environment runs any test of an engine on Triton's kernels, in Triton's interpreter.
+"""
+
+import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -55,6 +59,7 @@ ODD = {
 }
 TINY = {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 8, "audio_num_attention_heads": 2,
         "audio_attention_head_dim": 6, "cross_attention_dim": 16, "audio_cross_attention_dim": 12}  # fmt: skip
+IMPL = os.environ.get("TEST_IMPL", "torch")
 SMALL_KEEP_SET = RoleBudget(subject_anchor=1, scene_sink=1, scene_anchor=2, restored=2, recent=4)
 
 
@@ -92,6 +97,7 @@ def engine(
     host_bytes: int = 1 << 28,
     tier: RestoreTier | None = None,
     durability: Durability = "none",
+    impl: str = IMPL,
     restore: RestoreConfig | None = None,
     **time: Any,
 ) -> Engine:
@@ -103,6 +109,7 @@ def engine(
         host_bytes=host_bytes,
         durability=durability,
         restore=restore or RestoreConfig(),
+        impl=impl,
     )
     return Engine(
         model or backbone(), policy or SceneMemory(Budgets.uniform(SMALL_KEEP_SET)), config, tier=tier, **time

@@ -1,8 +1,15 @@
-"""One torch thread per test process, and hypothesis without deadlines (the machine is shared)."""
+"""One torch thread per test process, and hypothesis without deadlines (the machine is shared).
+
+Where there is no GPU, Triton's kernels run in Triton's interpreter, which must be chosen before Triton is imported.
+"""
+
+import os
 
 import torch
 from hypothesis import HealthCheck, settings
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 torch.set_num_threads(1)
 settings.register_profile("longtake", deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 settings.load_profile("longtake")

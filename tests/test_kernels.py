@@ -99,5 +99,5 @@ def test_a_packed_chunk_unpacks_bit_equal_and_wrong_shapes_are_refused() -> None
 
 def test_the_implementation_is_an_explicit_choice() -> None:
     assert ops("torch") is TORCH
-    with pytest.raises(ConfigError, match="impl is 'cuda'; expected 'torch'"):
+    with pytest.raises(ConfigError, match="impl is 'cuda'; expected 'torch' or 'triton'"):
         ops("cuda")

@@ -1,0 +1,97 @@
+"""One launch of a Triton kernel as data: what a launcher checked and chose, to be run, or compiled without a GPU."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+import triton
+
+Table = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel, its grid, its arguments by name, and how it is compiled.
+
+    Args:
+        arguments: tensors, numbers and ``None``; tensors of the ``meta`` device can be compiled for but not run on.
+        warps, stages: warps of a program, and loads in flight in its loops.
+    """
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: Mapping[str, Any]
+    warps: int = 4
+    stages: int = 2
+
+    def run(self) -> None:
+        """Queue it on the current stream; the host waits for nothing.
+
+        Raises:
+            ValueError: the tensors are where no Triton kernel can run.
+        """
+        tensors = {name: a for name, a in self.arguments.items() if isinstance(a, torch.Tensor)}
+        places = {t.device for t in tensors.values()}
+        if len(places) > 1:
+            raise ValueError(f"tensors are on {sorted(map(str, places))}; expected one device")
+        place = places.pop()
+        if place.type != "cuda" and not (place.type == "cpu" and triton.knobs.runtime.interpret):
+            raise ValueError(
+                f"tensors are on {place}; Triton's kernels run on a GPU, and on a CPU only in Triton's interpreter"
+            )
+        if 0 not in self.grid:
+            self.kernel[self.grid](**self.arguments, num_warps=self.warps, num_stages=self.stages)
+
+
+def require(holds: bool, what: str) -> None:
+    """Raise ``ValueError`` saying ``what`` was wrong and expected."""
+    if not holds:
+        raise ValueError(what)
+
+
+def require_rows(name: str, x: torch.Tensor, dims: int) -> None:
+    """Raise ``ValueError`` unless ``x`` has ``dims`` dimensions and its last one lies dense in memory."""
+    require(x.dim() == dims, f"{name} has shape {tuple(x.shape)}; expected {dims} dimensions")
+    require(
+        x.stride(-1) == 1 or x.shape[-1] <= 1,
+        f"{name} has strides {x.stride()}; expected neighbours in its last dimension to be neighbours in memory",
+    )
+
+
+def require_pages(pages: Sequence[int], held: int) -> None:
+    """Raise ``ValueError`` unless every page number is one of ``held`` pages: a kernel would read beyond them."""
+    wrong = [page for page in pages if not 0 <= page < held]
+    require(not wrong, f"pages {wrong} of a pool of {held} pages; expected 0 to {held - 1}")
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is not below ``n``: the sizes that Triton's tiles can have."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+@lru_cache(maxsize=1024)
+def on_device(rows: Table, device: torch.device) -> torch.Tensor:
+    """``rows`` as int32 [rows, longest] on ``device``, filled up with zeros.
+
+    The last 1,024 that were asked for are kept, the one asked for longest ago is dropped and would be made again.
+    The copy leaves from pinned memory and is queued behind what the stream does already. A chunk asks for the same
+    tables in each layer of each of its passes.
+    """
+    longest = max((len(row) for row in rows), default=0)
+    table = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], dtype=torch.int32)
+    return _copied(table.reshape(len(rows), longest), device)
+
+
+@lru_cache(maxsize=1024)
+def floats_on_device(rows: tuple[tuple[float, ...], ...], device: torch.device) -> torch.Tensor:
+    """As ``on_device``, float32."""
+    longest = max((len(row) for row in rows), default=0)
+    return _copied(torch.tensor([[*row, *[0.0] * (longest - len(row))] for row in rows]), device)
+
+
+def _copied(table: torch.Tensor, device: torch.device) -> torch.Tensor:
+    if device.type == "cuda":
+        return table.pin_memory().to(device, non_blocking=True)
+    return table.to(device)

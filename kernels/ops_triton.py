@@ -1,0 +1,34 @@
+"""The tensor operations as Triton kernels; imported only where they were chosen."""
+
+import torch
+import triton
+
+from errors import ConfigError
+from kernels import adastat_triton, attention_triton, commit_triton, pack_triton, rotary_triton
+from kernels.ops import Ops
+
+TRITON = Ops(
+    impl="triton",
+    attend=attention_triton.attend,
+    attend_and_mass=attention_triton.attend_and_mass,
+    write=commit_triton.write,
+    rotate=rotary_triton.rotate,
+    relocate=rotary_triton.relocate,
+    restore=rotary_triton.restore,
+    channel_statistics=adastat_triton.channel_statistics,
+    adastat=adastat_triton.adastat,
+    correct=adastat_triton.correct,
+    pack=pack_triton.pack,
+    unpack=pack_triton.unpack,
+    pack_all=pack_triton.pack_all,
+    pack_checked=pack_triton.pack_checked,
+    unpack_checked=pack_triton.unpack_checked,
+    pack_codes=pack_triton.pack_codes,
+    unpack_codes=pack_triton.unpack_codes,
+)
+
+
+def require_device(device: torch.device) -> None:
+    """Raise ``ConfigError`` unless Triton's kernels can run on tensors of ``device``."""
+    if device.type != "cuda" and not triton.knobs.runtime.interpret:
+        raise ConfigError(f"impl is 'triton' but the model is on {device}; expected a GPU, or impl 'torch'")

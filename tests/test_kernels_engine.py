@@ -1,0 +1,82 @@
+"""A whole engine on Triton's kernels makes what one on plain torch makes."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cache.keep_set import Budgets, RoleBudget
+from cache.plan import Cut, ReturnTo
+from cache.policies import HeavyHitter, SceneMemory
+from cache.policies.base import Policy
+from cache.spec import Modality
+from errors import ConfigError
+from kernels import ops_triton
+from kernels.ops import ops
+from models.sampler import Schedule
+from streams.engine import Engine
+from streams.session import Session
+from tests.builders import engine, poison, tiny_backbone
+from tests.kernel_cases import DEVICE
+
+KEEP = RoleBudget(subject_anchor=1, scene_sink=1, scene_anchor=1, restored=1, recent=1)
+
+
+def made(impl: str, policy: Policy, play: Callable[[Engine, Session], None]) -> tuple[torch.Tensor, list[float]]:
+    """All latents and drift scores of two streams side by side, the first of which is directed by ``play``."""
+    running = engine(tiny_backbone(), policy, sessions=2, schedule=Schedule((1.0,)), impl=impl)
+    assert running.ops.impl == impl
+    poison(running)
+    streams = [running.open("a red ball", seed=1), running.open("a blue cone", seed=2)]
+    chunks = []
+    for step in range(5):
+        if step == 3:
+            play(running, streams[0])
+        chunks += running.step(streams)
+    running.check_integrity()
+    return torch.stack([torch.cat((c.video.flatten(), c.audio.flatten())) for c in chunks]), [c.drift for c in chunks]
+
+
+def cut_and_return(running: Engine, session: Session) -> None:
+    """Takes a subject anchor, evicts, and brings back by restoring and moving."""
+    mask = torch.zeros(running.backbone.geometry.tokens(Modality.AUDIO), dtype=torch.bool)
+    mask[[1, 3]] = True
+    assert running.harvest(session, 2, {Modality.AUDIO: mask}, 0.9)
+    prompt = running.prompt("a green box")
+    running.direct(session, Cut("kitchen", prompt.key), prompt)
+    for _ in range(2):
+        running.step([session])
+    running.direct(session, ReturnTo("opening"))
+
+
+@pytest.mark.parametrize(
+    ("policy", "play"),
+    [
+        (SceneMemory(Budgets.uniform(KEEP)), cut_and_return),
+        (HeavyHitter.of(Budgets.uniform(KEEP)), lambda running, session: None),
+    ],
+    ids=["scenes", "mass"],
+)
+def test_two_streams_through_cut_eviction_and_return_are_the_same_on_either(
+    policy: Policy, play: Callable[[Engine, Session], None]
+) -> None:
+    torch_made, triton_made = (made(impl, policy, play) for impl in ("torch", "triton"))
+    torch.testing.assert_close(triton_made[0], torch_made[0], atol=2e-4, rtol=0)
+    assert triton_made[1] == pytest.approx(torch_made[1], abs=1e-3)
+
+
+def test_triton_is_chosen_by_name_and_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ops("triton", torch.device(DEVICE)) is ops_triton.TRITON
+    monkeypatch.setattr(ops_triton.triton.knobs.runtime, "interpret", False)
+    with pytest.raises(ConfigError, match="the model is on cpu; expected a GPU"):
+        ops("triton", torch.device("cpu"))
+    running = engine(tiny_backbone(), impl="torch")
+    with pytest.raises(ConfigError, match="expected a GPU"):
+        Engine(running.backbone, running.policy, replace(running.config, impl="triton"))
+
+
+def test_tensors_where_no_kernel_can_run_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops_triton.triton.knobs.runtime, "interpret", False)
+    with pytest.raises(ValueError, match="tensors are on cpu"):
+        ops("triton").pack(torch.zeros(1, 2, 1, 3, 4), 0)
