@@ -98,7 +98,9 @@ def main() -> None:
     report = Report("ablation", "What the defaults do", shared, {"seeds": list(seeds), "minutes": list(minutes)})
     late = {}
     for variant in chosen:
-        what = [variant.settings(len(seeds)), list(seeds), list(minutes)]
+        settings = variant.settings(len(seeds))
+        tried = (settings.policy, settings.budgets, settings.engine.cache, settings.segmenter.kind)
+        what = [*tried, list(seeds), list(minutes)]
         late[variant.name] = kept(shared.work, variant.name, what, partial(play, variant, seeds, minutes))[-1]
     rows = []
     for name, measured in late.items():
