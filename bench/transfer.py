@@ -158,10 +158,11 @@ def clustered(chosen: Options) -> Iterator[Call]:
     import ray
 
     from actors.remote import StoreActor, actor_of, store_calls
+    from cache.tiered_config import TiersConfig
 
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=2 << 30)
     try:
-        yield store_calls(actor_of(StoreActor).remote(STORE_BYTES, 0, "here"))
+        yield store_calls(actor_of(StoreActor).remote(STORE_BYTES, 0, TiersConfig(), b"", "here"))
     finally:
         ray.shutdown()
 

@@ -24,4 +24,5 @@ export OMP_NUM_THREADS=1
 ruff check .
 ruff format --check .
 mypy
-exec pytest -n 2 "$@"
+# By file: a file that starts a cluster starts it once.
+exec pytest -n 2 --dist loadfile "$@"

@@ -32,7 +32,7 @@ def service() -> Iterator[str]:
     settings = load(environ={**QUICK, "LONGTAKE_ENGINE__SESSIONS": "2", "LONGTAKE_SERVICE__GENERATORS": "2"})
     settings = replace(settings, service=replace(settings.service, cpus=0.5))
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  15 by default: on a busy machine nothing would start in time
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         serve.start(http_options={"port": PORT})
         serve.run(application(settings), name=NAME)

@@ -25,6 +25,7 @@ from actors.transport.base import Kind  # noqa: E402
 from actors.transport.choose import region  # noqa: E402
 from cache.keep_set import Role  # noqa: E402
 from cache.spec import TYPES  # noqa: E402
+from cache.tiered_config import TiersConfig  # noqa: E402
 from cache.tiers import NOTHING, KeyValues  # noqa: E402
 from errors import RecordLost  # noqa: E402
 from tests.builders import engine  # noqa: E402
@@ -40,7 +41,7 @@ CONFIG = StagingConfig(slots=3, slot_bytes=1 << 20, small_bytes=0)
 def handle() -> Iterator[Any]:
     ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
-        yield shared("store", StoreActor, 1 << 26, 0, "here")
+        yield shared("store", StoreActor, 1 << 26, 0, TiersConfig(), b"", "here")
     finally:
         ray.shutdown()
 
