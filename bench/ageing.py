@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from bench.common import Laps, progress
 from cache.books import CacheConfig
 from cache.drift import DriftConfig
+from cache.host_tier import HostTier
 from cache.keep_set import Budgets, RoleBudget
 from cache.policies import Policy, SceneMemory, SlidingWindow
 from cache.positions import PositionConfig
-from cache.tiers import HostTier
 from models.backbone import Backbone, random_transformer
 from models.sampler import Schedule
 from models.shapes import ChunkGeometry

@@ -6,12 +6,13 @@ import torch
 
 from cache.books import CacheConfig
 from cache.drift import ChannelStatistics
+from cache.host_tier import HostTier
 from cache.manager import CacheManager
 from cache.plan import Directive, Plan
 from cache.policies import Policy
 from cache.pool import Pool
 from cache.spec import TYPES, AttentionSpec, AttentionType
-from cache.tiers import HostTier, KeyValues
+from cache.tiers import KeyValues
 from kernels.attention import BlockTable
 from kernels.pack import pack, unpack
 

@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from bench.common import Options, Report, kept, label, megabytes, options, parser, progress
-from cache.tiers import HostTier
+from cache.host_tier import HostTier
 from settings import build_engine, load
 from streams.engine import Engine
 from streams.stream import Stream

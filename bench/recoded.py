@@ -5,8 +5,9 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from cache.codec import Codec, Exact
+from cache.host_tier import HostTier
 from cache.spec import AttentionType
-from cache.tiers import Held, HostTier, KeyValues
+from cache.tiers import Held, KeyValues
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from actors.remote_tier import RemoteTier
 from bench.common import Laps, Options, Report, kept, label, options, parser, progress
 from bench.slow_stores import StoreProcess, Throttled
-from cache.tiers import HostTier, RestoreTier
+from cache.host_tier import HostTier
+from cache.tiers import RestoreTier
 from settings import build_engine, load
 from streams.director import Director, Script, Shot
 from streams.engine import Engine

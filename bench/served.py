@@ -18,10 +18,11 @@ from ray import serve
 from actors.ledger_service import Entry, Statement, Terms
 from actors.remote import RemoteLedger
 from actors.worker import Made, Stepped, Vault, Worker
+from cache.host_tier import HostTier
 from cache.manager import CacheManager
 from cache.replica import digest
 from cache.state import dump
-from cache.tiers import HostTier, RestoreTier
+from cache.tiers import RestoreTier
 from client import Client
 from serve_app import NAME, application
 from settings import Settings, build_engine, build_worker, load

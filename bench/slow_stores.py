@@ -11,8 +11,9 @@ from threading import Lock, Thread
 from typing import Any
 
 from actors.restore_store import Answer, RestoreStore
+from cache.host_tier import HostTier
 from cache.spec import AttentionType
-from cache.tiers import HostTier, KeyValues, Latents, answered
+from cache.tiers import KeyValues, Latents, answered
 from errors import LongtakeError, ServiceError
 
 READY_S = 120.0  # a process begins with its imports

@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from cache.codecs import named
+from cache.host_tier import HostTier
 from cache.spec import TYPES, AttentionType
 from cache.storage.behind import Behind
 from cache.storage.buffers import BufferPool
@@ -24,7 +25,7 @@ from cache.storage.packing import KINDS, LATENTS, Payload, kind_of, worth
 from cache.storage.quotas import Owners, Quota, account
 from cache.storage.seals import Aes, Unsealed
 from cache.tiered_config import TieredStatistics, TiersConfig
-from cache.tiers import NOTHING, Held, HostTier, KeyValues, Latents, Record, RestoreTier, answered
+from cache.tiers import NOTHING, Held, KeyValues, Latents, Record, RestoreTier, answered
 from errors import RecordLost
 
 DISK = "disk"  # the tier that ``where`` names; host memory is ``tiers.HERE``

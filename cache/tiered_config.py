@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cache.codecs import named
+from cache.host_tier import TierStatistics
 from cache.storage.disk_config import DiskStatistics
 from cache.storage.files import Sync
-from cache.tiers import TierStatistics
 from errors import ConfigError
 
 Admission = Literal["always", "demoted", "worthy"]

@@ -12,6 +12,7 @@ import torch
 from cache.books import CacheConfig
 from cache.chooser import Chooser
 from cache.drift import ChannelStatistics, Correction
+from cache.host_tier import HostTier
 from cache.manager import CacheManager
 from cache.plan import Directive, Plan, PromptChange
 from cache.policies.base import Policy
@@ -19,7 +20,7 @@ from cache.pool import Pool
 from cache.spec import TYPES, AttentionType, Modality
 from cache.staging import Staging
 from cache.state import dump, load
-from cache.tiers import Holdings, HostTier, Latents, RestoreTier
+from cache.tiers import Holdings, Latents, RestoreTier
 from cache.way_back import WayBack
 from errors import BudgetError, ConfigError, LongtakeError, StreamClosed, StreamError, StreamFailed
 from kernels.ops import ops

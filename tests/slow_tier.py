@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
+from cache.host_tier import HostTier
 from cache.spec import AttentionType
-from cache.tiers import HostTier, KeyValues, Latents, answered
+from cache.tiers import KeyValues, Latents, answered
 from models.backbone import Backbone
 
 Delay = Callable[[int, AttentionType | None], float | None]

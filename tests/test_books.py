@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from cache.books import CacheConfig
 from cache.drift import ChannelStatistics, DriftConfig
+from cache.host_tier import HostTier
 from cache.keep_set import CHUNK_ROLES, Budgets, Role, RoleBudget
 from cache.manager import CacheManager
 from cache.operations import Operation
@@ -21,7 +22,7 @@ from cache.replica import Answers, apply, digest
 from cache.scenes import SceneConfig
 from cache.spec import TYPES, Modality
 from cache.state import dump, load
-from cache.tiers import HostTier, KeyValues, Latents
+from cache.tiers import KeyValues, Latents
 from tests.builders import tiny_backbone
 from wire import seal, unseal
 

@@ -3,11 +3,11 @@
 import pytest
 
 from cache.books import CacheConfig
+from cache.host_tier import HostTier
 from cache.keep_set import Budgets, Role, RoleBudget, select
 from cache.policies import SceneMemory
 from cache.scenes import SceneConfig
 from cache.spec import TYPES, AttentionSpec, AttentionType
-from cache.tiers import HostTier
 from errors import BudgetError, ConfigError
 from tests.builders import backbone, engine
 

@@ -16,12 +16,12 @@ from actors.pace import Pace
 from actors.worker import Direction
 from cache.books import CacheConfig
 from cache.file_journal import FileJournal, Keeping
+from cache.host_tier import HostTier
 from cache.keep_set import Budgets, RoleBudget
 from cache.manager import CacheManager
 from cache.policies import SceneMemory
 from cache.replica import digest
 from cache.state import dump
-from cache.tiers import HostTier
 from errors import FencedOff, IntegrityError, NoCapacity, ServiceError, SessionMoved, UnknownSession
 from models.segmenter import Finding
 from tests.builders import tiny_backbone

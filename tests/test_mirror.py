@@ -15,9 +15,10 @@ from actors.order import Order
 from actors.remote_tier import RemoteTier
 from actors.restore_store import RestoreStore
 from actors.vault import HostVault
+from cache.host_tier import HostTier
 from cache.keep_set import Role
 from cache.spec import TYPES
-from cache.tiers import HostTier, Latents
+from cache.tiers import Latents
 from errors import NoCapacity, RecordLost, UnknownSession
 from streams.durability import published_shelf
 from tests.service import run, until

@@ -5,6 +5,7 @@ import copy
 import pytest
 
 from cache.books import CacheConfig
+from cache.host_tier import HostTier
 from cache.keep_set import Budgets, RoleBudget, select
 from cache.manager import CacheManager
 from cache.planner import view
@@ -12,7 +13,7 @@ from cache.policies import ALL, HeavyHitter, SceneMemory, SinkRecent, SlidingWin
 from cache.policies.base import View
 from cache.scenes import SceneConfig, crowded
 from cache.spec import TYPES, AttentionType
-from cache.tiers import NOTHING, HostTier
+from cache.tiers import NOTHING
 from models.backbone import random_transformer
 from streams.stream import Stream
 from tests.builders import FAMILIES, SMALL_KEEP_SET, backbone, engine, kept, sharpen, visible

@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cache.host_tier import HostTier
 from cache.keep_set import Budgets
 from cache.policies import ALL
 from cache.positions import PositionConfig
 from cache.spec import TYPES, AttentionType, Modality
 from cache.state import Plain, dump
-from cache.tiers import HostTier
 from errors import PoolExhausted
 from streams.durability import PUBLISHED, Durability, Footing, shelves
 from streams.engine import Engine

@@ -12,9 +12,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from actors.remote_tier import RemoteTier
 from actors.restore_store import Answer, RestoreStore
+from cache.host_tier import HostTier
 from cache.keep_set import Role
 from cache.spec import TYPES, AttentionType
-from cache.tiers import NOTHING, HostTier, KeyValues, Latents
+from cache.tiers import NOTHING, KeyValues, Latents
 from errors import NoCapacity, RecordLost, ServiceError
 from streams.engine import Engine
 from streams.stream import Stream

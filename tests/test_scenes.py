@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from cache.books import CacheConfig
+from cache.host_tier import HostTier
 from cache.keep_set import CHUNK_ROLES, Budgets, RoleBudget
 from cache.policies import SceneMemory
 from cache.scenes import SceneConfig
 from cache.spec import TYPES, Modality
-from cache.tiers import HostTier
 from errors import SceneExists, StreamError, UnknownScene
 from streams.batch import Batch
 from streams.stream import Stream

@@ -5,12 +5,13 @@ import torch
 
 from cache.books import CacheConfig
 from cache.drift import Rung
+from cache.host_tier import HostTier
 from cache.keep_set import Budgets, Role, RoleBudget
 from cache.policies import SceneMemory
 from cache.positions import PositionConfig
 from cache.scenes import SceneConfig
 from cache.spec import TYPES, AttentionType, Modality
-from cache.tiers import HostTier, KeyValues, Latents
+from cache.tiers import KeyValues, Latents
 from errors import RecordLost, StreamFailed
 from streams.engine import Engine
 from streams.stream import Stream

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cache.tiers import HostTier
+from cache.host_tier import HostTier
 from errors import LongtakeError, MediaError, PoolExhausted, SnapshotCorrupt, SnapshotError, SnapshotMismatch
 from streams.engine import Engine
 from streams.snapshot import KIND, VERSION

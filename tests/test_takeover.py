@@ -14,7 +14,7 @@ from actors.generator import Generator
 from actors.order import Order, pack_order, parse_order
 from actors.pace import Pace
 from actors.worker import Direction, Worker
-from cache.tiers import HostTier
+from cache.host_tier import HostTier
 from errors import NoCapacity, SessionMoved, SnapshotCorrupt, UnknownSession
 from media.reading import read
 from settings import build_worker, load

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from actors.remote_tier import RemoteTier
 from actors.restore_store import RestoreStore
 from cache.codec import Buffer
+from cache.host_tier import HostTier
 from cache.keep_set import Role
 from cache.spec import TYPES
 from cache.storage.files import Files
 from cache.tiered import TieredStore
 from cache.tiered_config import TiersConfig
-from cache.tiers import NOTHING, HostTier, KeyValues, RestoreTier
+from cache.tiers import NOTHING, KeyValues, RestoreTier
 from errors import ConfigError, RecordCorrupt, RecordLost
 from streams.stream import Stream
 from tests.builders import engine
