@@ -25,7 +25,8 @@ TAKE = [{"prompt": BALL, "duration": 1.28}]  # two chunks
 SESSIONS, ROUNDS = 20, 5
 LEAD = 60  # chunks, of 85 kB at CRF 1
 STALL_S = 10.0
-LEFT_BYTES, LEFT_FILES = 256 << 20, 4  # of all processes and of each; of a generator 1 MB a session stays, why is open
+# Of all processes, and of each. A generator's allocator keeps up to 240 MB, which come and go over a thousand sessions.
+LEFT_BYTES, LEFT_FILES = 256 << 20, 4
 MIB = 1 << 20
 SETTINGS = {
     "LONGTAKE_ENGINE__SESSIONS": str(SESSIONS),
