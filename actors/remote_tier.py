@@ -288,14 +288,16 @@ class RemoteTier(RestoreTier):
 
         def take(done: "Future[Answer]", landing: Landing | None) -> None:
             try:
-                told.set_result(part(self.staging.copied(done.result().result, landing)))
-            except FAILURES as error:
-                if landing is not None and isinstance(error, (TransferFailed, RecordCorrupt)):
+                try:
+                    told.set_result(part(self.staging.copied(done.result().result, landing)))
+                except (TransferFailed, RecordCorrupt):
+                    if landing is None:
+                        raise
                     self.call(call, *arguments).add_done_callback(lambda again: take(again, None))
-                elif isinstance(error, RecordLost):
-                    told.set_exception(error)
-                else:
-                    told.set_exception(RecordLost(f"the restore store has gone: {error}"))
+            except RecordLost as error:
+                told.set_exception(error)
+            except FAILURES as error:
+                told.set_exception(RecordLost(f"the restore store has gone: {error}"))
 
         asked.add_done_callback(lambda done: take(done, landing))
         self._settle()

@@ -133,7 +133,7 @@ class Staging:
         return goods
 
     def copied(self, cargo: Cargo, landing: Landing | None) -> Goods:
-        """What came back, in memory of its own, verified; in whatever thread, the slot stays leased.
+        """What came back, in warm memory of its own, verified; in whatever thread, the slot stays leased.
 
         It is the copy that is verified: had the lease run out, somebody else's bytes would be in the slot by now.
 
@@ -145,7 +145,9 @@ class Staging:
             return unpacked_inline(cargo, cargo.where)
         if landing is None or cargo.where != landing.offer or self.region is None:
             raise TransferFailed("the store put what was asked for into another slot")
-        return unpacked(cargo, self.region.payload(landing.lease.slot)[: cargo.nbytes].copy())
+        copy = self._warm.take(cargo.nbytes)
+        copy[:] = self.region.payload(landing.lease.slot)[: cargo.nbytes]
+        return unpacked(cargo, copy)
 
     def counted(self, cargo: Cargo) -> None:
         """Count what came back as a copy."""

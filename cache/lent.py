@@ -1,5 +1,6 @@
 """Memory that is lent and comes back by itself when nobody can see it any more; and a store of warm buffers of it."""
 
+import threading
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable
@@ -28,6 +29,8 @@ def lent(memory: Bytes, back: Callable[[], None]) -> Bytes:
 class WarmBuffers:
     """Buffers that were used before: copying into fresh pages takes eight times as long as into warm ones.
 
+    For any thread.
+
     Args:
         idle_bytes: held in buffers that nobody uses, at most; what comes back beyond it goes to the system.
     """
@@ -37,32 +40,35 @@ class WarmBuffers:
     kept_bytes: int = 0
     _idle: defaultdict[int, list[Bytes]] = field(default_factory=lambda: defaultdict(list))
     _back: deque[Bytes] = field(default_factory=deque)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self, nbytes: int) -> Bytes:
         """A buffer with contents of somebody else, to be written before it is read; lent until nobody sees it."""
-        self._collect()
-        if self._idle[nbytes]:
-            memory = self._idle[nbytes].pop()
-            self.kept_bytes -= nbytes
-        else:
-            memory = np.empty(nbytes, np.uint8)
-        self.lent_bytes += nbytes
+        with self._lock:
+            self._collect()
+            self.lent_bytes += nbytes
+            idle = self._idle[nbytes].pop() if self._idle[nbytes] else None
+            if idle is not None:
+                self.kept_bytes -= nbytes
+        memory = np.empty(nbytes, np.uint8) if idle is None else idle
         return lent(memory, lambda: self._back.append(memory))
 
     def statistics(self) -> dict[str, int]:
         """Bytes that are lent, and bytes that wait."""
-        self._collect()
+        with self._lock:
+            self._collect()
         return {"warm_lent_bytes": self.lent_bytes, "warm_idle_bytes": self.kept_bytes}
 
     def check_integrity(self) -> None:
         """Idle bytes are counted right and within the bound."""
-        self._collect()
+        with self._lock:
+            self._collect()
         found = sum(size * len(buffers) for size, buffers in self._idle.items())
         if found != self.kept_bytes or not 0 <= found <= self.idle_bytes or self.lent_bytes < 0:
             raise IntegrityError(f"warm buffers count {self.kept_bytes:,} bytes of {self.idle_bytes:,}, hold {found:,}")
 
     def _collect(self) -> None:
-        """What came back since, from whatever thread."""
+        """What came back since, from whatever thread; under the lock, which whoever gives back never takes."""
         while self._back:
             memory = self._back.popleft()
             self.lent_bytes -= memory.nbytes

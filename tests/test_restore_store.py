@@ -12,11 +12,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from actors.remote_tier import RemoteTier
 from actors.restore_store import Answer, RestoreStore
+from actors.staging import Staging, StagingConfig
+from actors.transport.shared import SharedRegion
 from cache.host_tier import HostTier
 from cache.keep_set import Role
 from cache.spec import TYPES, AttentionType
 from cache.tiers import NOTHING, KeyValues, Latents
-from errors import NoCapacity, RecordLost, ServiceError
+from errors import NoCapacity, RecordLost, ServiceError, SlotRecycled
 from streams.engine import Engine
 from streams.stream import Stream
 from tests.builders import engine
@@ -265,6 +267,29 @@ def test_a_fetch_is_begun_without_waiting_and_a_store_that_goes_is_a_lost_record
         asked[1].result()
     tier.holds("a", 0)
     assert tier.failures == 1
+
+
+def test_a_fetch_that_cannot_be_asked_for_again_is_a_lost_record_and_not_one_that_never_comes() -> None:
+    line = Line(RestoreStore(1 << 20, 0))
+    region = SharedRegion(2, 1 << 16)
+    asked: list[Future[Answer]] = []
+
+    def call(name: str, *arguments: Any) -> "Future[Answer]":
+        if name != "fetch":
+            return line.call(name, *arguments)
+        if asked:
+            raise ServiceError("there is no such actor any more")
+        asked.append(Future())
+        return asked[-1]
+
+    tier = RemoteTier(call, staging=Staging(region, StagingConfig(2, 1 << 16, small_bytes=0)))
+    tier.holds("a", 0)  # the store has been greeted by now
+    tier.offload("a", 0, TYPES[0], key_values(Role.RECENT))
+    answer = tier.begin_fetch("a", 0, TYPES[0])
+    asked[0].set_exception(SlotRecycled("the slot was used again"))
+    with pytest.raises(RecordLost, match="no such actor"):
+        answer.result(0)
+    region.close()
 
 
 def test_a_store_that_does_not_answer_is_not_waited_for_again_and_again() -> None:

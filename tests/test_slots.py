@@ -1,5 +1,7 @@
 """The books of slots and the memory that is lent: nothing is used again while anybody may still touch or see it."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import torch
 from hypothesis import settings
@@ -102,6 +104,23 @@ def test_lent_memory_comes_back_when_no_view_of_it_is_left_and_not_before() -> N
     assert not back
     del again
     assert back == ["array"]
+
+
+def test_warm_buffers_are_never_given_to_two_threads_at_once() -> None:
+    warm = WarmBuffers(8 * 64)
+
+    def work(mark: int) -> int:
+        wrong = 0
+        for _ in range(300):
+            buffer = warm.take(64)
+            buffer[:] = mark
+            wrong += int((buffer != mark).sum())
+        return wrong
+
+    with ThreadPoolExecutor(4) as threads:
+        assert sum(threads.map(work, range(4))) == 0
+    warm.check_integrity()
+    assert warm.statistics()["warm_lent_bytes"] == 0
 
 
 def test_warm_buffers_are_used_again_and_never_while_somebody_sees_them() -> None:
