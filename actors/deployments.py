@@ -18,7 +18,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError
 
 from actors.backend import ServeBackend
-from actors.directory import Standing
+from actors.directory import BEAT_S, Standing
 from actors.fleet import ServeFleet
 from actors.gateway import gateway
 from actors.generator import Generator
@@ -36,7 +36,6 @@ from cache.tiers import RestoreTier
 from errors import ServiceError
 from models.segmenter import Finding, Segmenter
 
-BEAT_S = 1.0
 LOG = logging.getLogger("longtake.generator")
 
 

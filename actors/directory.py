@@ -1,8 +1,9 @@
 """The session directory: which generator has which session, and who has room for another. One per cluster.
 
 Generators say every few seconds what they hold; what was placed since then is counted on top, so that two gateways
-cannot promise the same place twice. A generator that was not heard of for ``silence_s`` is taken for gone. Its sessions
-are orphans then, for another generator to take over when somebody asks for them.
+cannot promise the same place twice. A generator that was not heard of for ``silence_s`` is taken for gone, and after
+``DOUBT_S`` one that the cluster says is dead: on a busy machine a living generator is late with a beat, or said to be
+dead for a moment, but hardly both. Its sessions are orphans then, for another to take over when somebody asks for them.
 """
 
 import time
@@ -14,7 +15,8 @@ from errors import BadMessage, NoCapacity, UnknownSession
 
 GOES_ON = {"running", "paused"}
 WAITS = "its generator has gone; it goes on when somebody asks for it"
-SILENCE_S = 10.0
+BEAT_S = 1.0  # how often a generator reports
+DOUBT_S, SILENCE_S = 2 * BEAT_S, 10.0
 PROMISE_S = 60.0  # how long a place is kept for a session that does not turn up
 ORPHANS, ORPHAN_S = 4096, 86_400.0  # sessions without a generator that are remembered, and for how long
 
@@ -53,8 +55,14 @@ class Standing:
 class SessionDirectory:
     """Plain state; ``serve_app`` makes a named actor of it."""
 
-    def __init__(self, silence_s: float = SILENCE_S, clock: Callable[[], float] = time.monotonic) -> None:
-        self.silence_s, self.clock = silence_s, clock
+    def __init__(
+        self,
+        silence_s: float = SILENCE_S,
+        clock: Callable[[], float] = time.monotonic,
+        lives: Callable[[str], bool] = lambda _: True,
+    ) -> None:
+        """``lives``: whether an actor of that name does; asked only about those that are silent."""
+        self.silence_s, self.clock, self.lives = silence_s, clock, lives
         self.members: dict[str, Member] = {}
         self.home: dict[str, str] = {}  # session → member
         self.orphans: dict[str, tuple[float, Mapping[str, Any]]] = {}  # since when, and described
@@ -182,7 +190,12 @@ class SessionDirectory:
 
     def find(self, session: str) -> str | None:
         """The generator that has ``session``; by its own name one finds a generator."""
-        self._bury(self.clock())
+        now = self.clock()
+        home = self.home.get(session, "")
+        member = self.members.get(home)
+        if member is not None and member.actor and now - member.heard > DOUBT_S and not self.lives(member.actor):
+            self.bury(home)
+        self._bury(now)
         return session if session in self.members else self.home.get(session)
 
     def rescue(self, session: str) -> tuple[str, bool]:

@@ -53,18 +53,19 @@ def shared(name: str, kind: type, *arguments: Any, **options: Any) -> Handle:
 
 
 class DirectoryActor(SessionDirectory):
-    """A session directory that does not wait for the silence of a generator which Ray knows to be dead."""
+    """A session directory that does not wait out the silence of a generator which Ray knows to be dead."""
 
-    def find(self, session: str) -> str | None:
-        """See ``SessionDirectory.find``."""
-        home = self.home.get(session)
-        member = self.members.get(home or "")
-        if home is not None and member is not None and member.actor:
-            try:
-                ray.get_actor(member.actor, REPLICAS)
-            except ValueError:
-                self.bury(home)
-        return super().find(session)
+    def __init__(self) -> None:
+        super().__init__(lives=replica_lives)
+
+
+def replica_lives(actor: str) -> bool:
+    """Whether Ray knows a replica's actor; it may say no of one that lives, for a moment."""
+    try:
+        ray.get_actor(actor, REPLICAS)
+    except ValueError:
+        return False
+    return True
 
 
 def directory() -> Handle:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.directory import SessionDirectory
+from actors.directory import BEAT_S, DOUBT_S, SILENCE_S, SessionDirectory
 from actors.vault import HostVault
 from errors import NoCapacity, RecordLost, UnknownSession
 
@@ -61,6 +61,42 @@ def test_a_generator_that_is_silent_is_forgotten_with_its_sessions() -> None:
     now[0] = 60.0
     with pytest.raises(NoCapacity, match="no generator has reported"):
         directory.place("three")
+
+
+def test_a_generator_is_buried_early_only_if_it_is_both_silent_and_said_to_be_dead() -> None:
+    now, dead, asked = [0.0], set[str](), list[str]()
+
+    def lives(actor: str) -> bool:
+        asked.append(actor)
+        return actor not in dead
+
+    directory = SessionDirectory(clock=lambda: now[0], lives=lives)
+    directory.report("a", 1, held("one"), actor="a's")
+    directory.report("b", 1, held("two"), actor="b's")
+    dead |= {"a's", "b's"}  # as the cluster may say of the living, for a moment
+    now[0] = DOUBT_S
+    assert (directory.find("one"), directory.find("two"), asked) == ("a", "b", [])
+    directory.report("b", 1, held("two"), actor="b's")
+    now[0] += BEAT_S / 2
+    assert (directory.find("one"), directory.find("two")) == (None, "b")
+    assert asked == ["a's"]
+    assert directory.rescue("two") == ("b", False)
+    dead.clear()
+    now[0] += SILENCE_S - BEAT_S  # late, and said to live
+    assert directory.find("two") == "b"
+    now[0] += BEAT_S
+    assert directory.find("two") is None
+
+
+def test_a_generator_that_is_not_said_to_live_and_reports_again_has_its_sessions_still() -> None:
+    now = [0.0]
+    directory = SessionDirectory(clock=lambda: now[0], lives=lambda _: False)
+    for beat in range(20):
+        now[0] = beat * DOUBT_S
+        directory.report("a", 1, held("one"), actor="a's")
+        now[0] += DOUBT_S
+        assert directory.find("one") == "a"
+    assert not directory.orphans
 
 
 def test_who_is_put_away_takes_no_place_and_owners_see_their_own() -> None:
