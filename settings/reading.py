@@ -22,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError, with_config
 from cache.storage.seals import KEY_BYTES
 from errors import ConfigError, ScriptError
 from settings.tree import RANDOM, STRICT, TRAINED_FOR, Cue, ModelSettings, Settings
+from sizing import known_model
 from streams.director import Script, Shot
 
 PREFIX = "LONGTAKE_"
@@ -33,11 +34,14 @@ _SHOTS = TypeAdapter(with_config(STRICT)(Script))
 
 
 def load(
-    path: Path | Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ, model: str | None = None
+    path: Path | Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] = os.environ,
+    model: str | None = None,
+    over: Mapping[str, Any] | None = None,
 ) -> Settings:
     """The settings of the YAML file ``path``, of ``environ`` and of the command line's ``model``.
 
-    ``path`` may also be what such a file holds.
+    ``path`` may also be what such a file holds; ``over``: what else the command line says, as in such a file.
 
     Raises:
         ConfigError: naming key, value and what was expected.
@@ -58,9 +62,21 @@ def load(
         layers.append(value)
     if model is not None:
         layers.append({"model": {"source": model}})
+    if over:
+        layers.append(dict(over))
     chosen = reduce(_overlay, layers, defaults)
     plain = reduce(_overlay, layers, _overlay(defaults, _trained_for(chosen)))
     return _validated(_SETTINGS, plain, origin, known, variables)
+
+
+def plain_file(path: Path) -> Any:
+    """What the YAML or JSON file ``path`` holds, whatever it is. Raises ``ConfigError``."""
+    return _yaml(path, str(path))
+
+
+def laid_over(base: Any, over: Any) -> Any:
+    """``over`` on ``base``, key by key."""
+    return _overlay(base, over)
 
 
 def plain_settings(path: Path) -> dict[str, Any]:
@@ -71,11 +87,14 @@ def plain_settings(path: Path) -> dict[str, Any]:
 
 
 def _trained_for(plain: Any) -> Any:
-    """What the chosen model says that it was trained for, if it is a folder that says so."""
+    """What the chosen model says that it was trained for, if it is a folder that says so, or known."""
     model = plain["model"]
     source = model.get("source") if isinstance(model, dict) else None
     if not isinstance(source, str) or source == RANDOM:
         return {}
+    known = known_model(source)
+    if known is not None:
+        return {"geometry": dict(known.geometry)}
     file = Path(ModelSettings(source).path) / TRAINED_FOR
     return _yaml(file, str(file)) if file.is_file() else {}
 

@@ -19,6 +19,7 @@ from cache.policies import ALL, Policy
 from cache.tiered_config import TiersConfig
 from errors import ConfigError, GeometryError
 from media.encoding import Encoding
+from sizing import known_model
 from streams.durability import Durability
 from streams.engine import EngineConfig
 
@@ -32,8 +33,8 @@ class ModelSettings:
     """Which weights, and where they run.
 
     Args:
-        source: ``toy`` (the model that ships), ``random`` (weights drawn from ``seed``), a hub id, a model folder or a
-            ``.safetensors`` file.
+        source: ``toy`` (the model that ships), ``random`` (weights drawn from ``seed``), ``ltx-2`` or ``ltx-2.3`` (of
+            the hub), a hub id, a model folder or a ``.safetensors`` file.
         config: for a single file, the folder or hub id with the transformer's ``config.json``.
         dtype: by default that of the random weights (float32) or of the loader.
     """
@@ -46,8 +47,11 @@ class ModelSettings:
 
     @property
     def path(self) -> str:
-        """Where the weights are: ``source``, or the folder of the model that ships."""
-        return str(Path(models.__file__).parent / TOY) if self.source == TOY else self.source
+        """Where the weights are: ``source``, the folder of the model that ships, or the hub id of one that is known."""
+        if self.source == TOY:
+            return str(Path(models.__file__).parent / TOY)
+        known = known_model(self.source)
+        return self.source if known is None else known.hub
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The layout and import rules of the house: one direction, and few who may touch ray, triton or the environment."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ ORDER = [
     {"actors"},
     {"streams"},
     {"models", "media"},
+    {"sizing"},
     {"cache", "kernels", "client", "web"},
     {"wire"},
     {"errors"},
@@ -56,6 +58,12 @@ def test_imports_run_one_way(path: Path) -> None:
             assert here in RESTRICTED[name], f"{here} imports {name}"
 
 
+def test_sizes_follow_from_the_books_alone() -> None:
+    """What a plan is computed from needs no tensors, no model and no machine."""
+    for path in (ROOT / "sizing").rglob("*.py"):
+        assert imported(path) <= {*sys.stdlib_module_names, "sizing", "cache", "wire", "errors"}, path
+
+
 def test_nixl_is_imported_in_one_file_when_it_is_asked_for() -> None:
     door = ROOT / "actors" / "transport" / "nixl.py"
     for path in SOURCES:
@@ -65,8 +73,6 @@ def test_nixl_is_imported_in_one_file_when_it_is_asked_for() -> None:
 
 
 def test_the_leaves_need_the_standard_library_and_msgpack_only() -> None:
-    import sys
-
     for leaf in ("wire", "errors"):
         foreign = imported(ROOT / f"{leaf}.py") - set(sys.stdlib_module_names) - {"msgpack", "errors"}
         assert not foreign, f"{leaf} imports {foreign}"
