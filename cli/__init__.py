@@ -1,6 +1,6 @@
 """The ``longtake`` command."""
 
-from cli import fleet, generate, service, stream
+from cli import fleet, generate, planning, service, stream
 from cli.common import app
 
-__all__ = ["app", "fleet", "generate", "service", "stream"]
+__all__ = ["app", "fleet", "generate", "planning", "service", "stream"]
