@@ -147,12 +147,33 @@ def test_a_pod_does_not_wait_for_longer_than_it_was_told() -> None:
         asyncio.run(drain.empty(Fleet(late=True), NODE, 0.01))
 
 
-def test_the_script_knows_a_store_by_the_name_that_the_service_gives() -> None:
+def test_a_pod_knows_its_node_by_its_raylet(tmp_path: Path) -> None:
+    def run(number: int, *arguments: str) -> None:
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "cmdline").write_bytes("\0".join(arguments).encode() + b"\0")
+
+    run(1, "bash", "-c", "ray start")
+    with pytest.raises(LookupError, match="0 raylets run here"):
+        drain.own_node(tmp_path)
+    (tmp_path / "2").mkdir()  # has just ended
+    run(3, "raylet", "--raylet_socket_name=x", f"--node_id={NODE}")
+    run(4, "python", "dashboard/agent.py", f"--node-id={NODE}")
+    assert drain.own_node(tmp_path) == NODE
+    run(5, "raylet", "--node_id=ffff")
+    with pytest.raises(LookupError, match="2 raylets run here"):
+        drain.own_node(tmp_path)
+
+
+def test_the_script_says_what_ray_and_the_service_say() -> None:
+    import inspect
+
+    from ray._private import services
+
     from actors import remote
 
-    source = (ROOT / "actors" / "remote.py").read_text()
+    assert f'f"{drain.FLAG}{{node_id}}"' in inspect.getsource(services.start_raylet)
     assert drain.STORE == remote.STORE
-    assert f"get_node_id()[:{drain.SHOWN}]" in source
+    assert f"get_node_id()[:{drain.SHOWN}]" in inspect.getsource(remote.store_name)
 
 
 # -- Redis, as its manifest starts it

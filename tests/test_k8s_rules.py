@@ -128,6 +128,31 @@ def test_secrets_are_references(folder: str) -> None:
         assert cluster["authOptions"] == {"mode": "token", "secretName": "longtake-ray-token"}
 
 
+def _references(value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        if "secretKeyRef" in value and not value["secretKeyRef"].get("optional"):
+            yield value["secretKeyRef"]["name"], value["secretKeyRef"]["key"]
+        if "secretName" in value and "mode" in value:
+            yield value["secretName"], "auth_token"  # the key that KubeRay reads
+        for inner in value.values():
+            yield from _references(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _references(inner)
+
+
+def test_the_readme_makes_every_secret_that_is_referred_to() -> None:
+    text = (K8S / "README.md").read_text().replace("\\\n", " ")
+    made = {
+        (name, key)
+        for name, rest in re.findall(r"create secret generic (\S+)(.*)", text)
+        for key in re.findall(r"--from-literal=(\w+)=", rest)
+    }
+    wanted = {found for folder in FOLDERS for found in _references(rendered(K8S / folder))}
+    assert wanted
+    assert wanted <= made
+
+
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_services_beside_it_do_not_become_settings(folder: str) -> None:
     """A service ``longtake-x`` is ``LONGTAKE_X_PORT`` in the environment of every pod, unless that is turned off."""

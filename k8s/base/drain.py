@@ -7,11 +7,14 @@ import argparse
 import asyncio
 import os
 import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Protocol
 
 URL = "http://127.0.0.1:8000"  # this pod's own proxy, which knows all gateways
 STORE = "restore-store"  # what a node's restore store is called, before the node's number: actors.remote.STORE
 SHOWN = 12  # digits of the number
+FLAG = "--node_id="  # of the raylet
 
 
 class Operator(Protocol):
@@ -41,23 +44,28 @@ async def empty(operator: Operator, node: str, seconds: float) -> dict[str, str]
         return {session: why for result in done for session, why in result["stayed"].items()}
 
 
-def own_node() -> str:
-    """The number of the Ray node that runs in this container."""
-    import ray
+def own_node(proc: Path = Path("/proc")) -> str:
+    """The number of this container's Ray node, from its raylet's arguments: the head may be gone already.
 
-    ray.init("auto", log_to_driver=False)
-    node: str = ray.get_runtime_context().get_node_id()
-    ray.shutdown()
-    return node
+    Raises:
+        LookupError: there is not exactly one.
+    """
+    found = set()
+    for file in proc.glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # a process that has just ended
+            arguments = file.read_bytes().decode(errors="replace").split("\0")
+            found |= {a.removeprefix(FLAG) for a in arguments if a.startswith(FLAG)}
+    if len(found) != 1:
+        raise LookupError(f"{len(found)} raylets run here; expected one")
+    return found.pop()
 
 
 async def main(seconds: float) -> int:
     """1 if a session had to stay."""
     from client import Client
 
-    node = await asyncio.to_thread(own_node)
     async with Client(URL, os.environ.get("ADMIN_KEY", "")) as operator:
-        stayed = await empty(operator, node, seconds)
+        stayed = await empty(operator, own_node(), seconds)
     for session, why in stayed.items():
         print(f"{session}: stayed: {why}", file=sys.stderr)
     return int(bool(stayed))
