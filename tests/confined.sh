@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs a command as a container of k8s/ would: as nobody, without capabilities, on a read-only root file system, with
 # /tmp, /dev/shm and the home folder as volumes, and this tree at /opt/longtake. To be run by root in a mount namespace
-# of its own (unshare --mount --pid --fork --kill-child).
+# of its own (unshare --mount --pid --fork).
 # confined.sh ROOT TREE PYTHON COMMAND...: ROOT is an empty folder, PYTHON the environment's folder.
 set -euo pipefail
 root="$1" tree="$2" environment="$3"

@@ -3,31 +3,34 @@
 import asyncio
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
 from client import Client
+from errors import ServiceError
 from tests.manifests import K8S, ROOT
+from tests.real_service import PLANES, free_ports
 from tests.service import QUICK
 
 MAY = os.geteuid() == 0 and all(shutil.which(name) for name in ("unshare", "setpriv"))
 
 
 def confined(folder: Path, *command: str, **options: Any) -> "subprocess.Popen[str]":
-    """Start a command the way ``confined.sh`` says; all that it starts ends with it."""
+    """Start a command the way ``confined.sh`` says; see ``ended``."""
     if not MAY or subprocess.run(["unshare", "--mount", "--pid", "--fork", "true"], check=False).returncode != 0:
         pytest.skip("only root, with unshare and setpriv, may make the confinement of a container here")
     (folder / "root").mkdir()
     script = str(ROOT / "tests" / "confined.sh")
-    shell = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "bash", script]
+    shell = ["unshare", "--mount", "--pid", "--fork", "bash", script]
     return subprocess.Popen(
         [*shell, str(folder / "root"), str(ROOT), sys.prefix, *command],
         stdout=subprocess.PIPE,
@@ -35,6 +38,13 @@ def confined(folder: Path, *command: str, **options: Any) -> "subprocess.Popen[s
         text=True,
         **options,
     )
+
+
+def ended(process: "subprocess.Popen[str]") -> None:
+    """Kill the first process of the confinement, and with it all others there; a change of user outlives its parent."""
+    for first in psutil.Process(process.pid).children():
+        first.kill()
+    process.wait()
 
 
 def test_the_confinement_holds(tmp_path: Path) -> None:
@@ -52,17 +62,22 @@ def test_the_confinement_holds(tmp_path: Path) -> None:
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[str]:
-    """The address of a service with the settings of cpu-demo, but for what needs the other pods."""
+    """The address of a service with HAProxy and the settings of cpu-demo, but for what needs the other pods."""
     settings = yaml.safe_load((K8S / "overlays" / "cpu-demo" / "settings.yaml").read_text())
     own = settings["service"]
     for name in [name for name in own if name.endswith("_resources")]:
         del own[name]
     own |= {"gateways": 1, "generators": 1, "segmenters": 1, "mirror": "none", "journal": {"kind": "file"}}
     own["restore"]["disk"] = "/tmp/restore"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    variables = {**QUICK, "STORE_KEY": "0f" * 32}
+    port, metrics, statistics = free_ports(3)
+    variables = {
+        **QUICK,
+        **PLANES["haproxy"],
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+        "STORE_KEY": "0f" * 32,
+    }
     start = " ".join(
         [
             f"cat > /tmp/settings.yaml && exec env {' '.join(f'{k}={v!r}' for k, v in variables.items())}",
@@ -91,16 +106,24 @@ def service(tmp_path: Path) -> Iterator[str]:
         assert process.poll() is None, "".join(said)
         yield f"http://127.0.0.1:{port}"
     finally:
-        process.kill()
-        process.wait()
+        ended(process)
         listener.join()
         process.stdout.close()
+
+
+async def begun(client: Client) -> str:
+    """A session, once all actors have begun."""
+    async with asyncio.timeout(150):
+        while True:
+            with suppress(ServiceError):
+                return str((await client.create("a red ball bouncing in a blue room", []))["session"])
+            await asyncio.sleep(0.5)
 
 
 def test_a_take_is_made_and_watched_without_rights(service: str) -> None:
     async def watch() -> list[int]:
         async with Client(service) as client:
-            session = (await client.create("a red ball bouncing in a blue room", []))["session"]
+            session = await begun(client)
             seen = []
             async with client.watch(session) as messages:
                 async for message in messages:
