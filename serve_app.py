@@ -79,18 +79,23 @@ def application(settings: Settings, build: Callable[..., Worker] = build_worker)
         GeneratorReplica,
         name=GENERATOR,
         num_replicas=service.generators,
-        ray_actor_options={"num_cpus": service.cpus, "num_gpus": service.gpus},
+        ray_actor_options={
+            "num_cpus": service.cpus,
+            "num_gpus": service.gpus,
+            "resources": dict(service.generator_resources),
+        },
         # Every viewer is one request that lasts; who may watch is for the pace to say.
         max_ongoing_requests=100 + settings.engine.sessions * (service.pace.viewers + 4),
         request_router_config=router,
         user_config={"pace": asdict(service.pace)},
     )
-    pages = gateway_builder(GENERATOR, service.limits, Path(web.__file__).parent, service.telemetry)
+    folder = Path(web.__file__).parent
+    pages = gateway_builder(GENERATOR, service.limits, folder, service.telemetry, service.books_resources)
     gateway: Any = serve.deployment(
         serve.ingress(pages)(),
         name="gateway",
         num_replicas=service.gateways,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": service.gateway_cpus, "resources": dict(service.gateway_resources)},
         max_ongoing_requests=10_000,
     )
     build_one = partial(build, settings)
@@ -109,7 +114,11 @@ def _segmenters(settings: Settings) -> Application | None:
         SegmenterReplica,
         name="segmenter",
         num_replicas=service.segmenters,
-        ray_actor_options={"num_cpus": 0, "num_gpus": service.segmenter_gpus},
+        ray_actor_options={
+            "num_cpus": 0,
+            "num_gpus": service.segmenter_gpus,
+            "resources": dict(service.segmenter_resources),
+        },
         max_ongoing_requests=2,
         max_queued_requests=64,  # beyond it a glimpse is refused: the anchor waits, the stream does not
     )
