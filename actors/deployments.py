@@ -123,8 +123,10 @@ class GeneratorReplica:
         await self._told()
         return found
 
-    async def take_over(self, carried: Carrier, session: str) -> dict[str, Any]:
-        """See ``Generator.take_over``."""
+    async def take_over(self, carried: Carrier, session: str, generator: str) -> dict[str, Any]:
+        """See ``Generator.take_over``; raises ``ServiceError`` if another ``generator`` was meant, which has gone."""
+        if generator != self.name:
+            raise ServiceError(f"generator {generator} has gone; ask again")
         with span("take over", carried, session=session):
             found = await self.generator.take_over(session)
         await self._report()

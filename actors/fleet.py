@@ -45,7 +45,8 @@ class ServeFleet(Fleet):
 
     async def hand_over(self, session: str) -> None:
         with told_plainly():
-            await self.backend.of(session).hand_over.remote(session)
+            home = await self.backend.directory.find.remote(session)
+            await self.backend.of(home or session).hand_over.remote(session)
 
     async def take_over(self, session: str) -> str:
         return await self.backend.take_over(session)
