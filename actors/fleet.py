@@ -1,5 +1,6 @@
 """The generators of the cluster and their directory, as whoever moves sessions between them calls them."""
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from actors.backend import ServeBackend
@@ -54,3 +55,25 @@ class ServeFleet(Fleet):
     async def shelter(self, session: str, member: str) -> None:
         with told_plainly():
             await self.backend.of(member).shelter.remote(session)
+
+
+class FleetFromWithin(ServeFleet):
+    """As a generator calls it that is told to stop: Serve lets no request through to it any more, not even its own."""
+
+    def __init__(
+        self, backend: ServeBackend, report: Callable[[], Awaitable[None]], hand_over: Callable[[str], Awaitable[None]]
+    ) -> None:
+        """``report``, ``hand_over``: what is asked of the generator itself."""
+        super().__init__(backend)
+        self._report, self._hand_over = report, hand_over
+
+    async def drain(self, member: str) -> list[dict[str, Any]]:
+        with told_plainly():
+            await self.backend.directory.drain.remote(member)
+            await self._report()
+            found: list[dict[str, Any]] = await self.backend.directory.drain.remote(member)
+            return found
+
+    async def hand_over(self, session: str) -> None:
+        with told_plainly():
+            await self._hand_over(session)

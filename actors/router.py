@@ -27,6 +27,11 @@ class SessionRouter(RequestRouter):
         self._name, self._namespace = kwargs["directory"], kwargs["namespace"]
         self._directory: Any = None
 
+    def update_replicas(self, replicas: list[RunningReplica]) -> None:
+        """Called by Serve when replicas have come or are told to stop."""
+        super().update_replicas(replicas)
+        routes.ROUTES.listed = frozenset(replica.replica_id.unique_id for replica in replicas)
+
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
