@@ -4,6 +4,8 @@ Generators say every few seconds what they hold; what was placed since then is c
 cannot promise the same place twice. A generator that was not heard of for ``silence_s`` is taken for gone, and after
 ``DOUBT_S`` one that the cluster says is dead: on a busy machine a living generator is late with a beat, or said to be
 dead for a moment, but hardly both. Its sessions are orphans then, for another to take over when somebody asks for them.
+A directory that begins anew hears of the living within a beat or two, and says of nobody before that there is none; of
+those whose generator was lost with it the books know.
 """
 
 import time
@@ -11,12 +13,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from errors import BadMessage, NoCapacity, UnknownSession
+from errors import BadMessage, NoCapacity, ServiceError, UnknownSession
 
 GOES_ON = {"running", "paused"}
 WAITS = "its generator has gone; it goes on when somebody asks for it"
 BEAT_S = 1.0  # how often a generator reports
 DOUBT_S, SILENCE_S = 2 * BEAT_S, 10.0
+FIRST_S = 5 * BEAT_S  # a new directory has heard of everybody after that
 PROMISE_S = 60.0  # how long a place is kept for a session that does not turn up
 ORPHANS, ORPHAN_S = 4096, 86_400.0  # sessions without a generator that are remembered, and for how long
 
@@ -60,9 +63,16 @@ class SessionDirectory:
         silence_s: float = SILENCE_S,
         clock: Callable[[], float] = time.monotonic,
         lives: Callable[[str], bool] = lambda _: True,
+        booked: Callable[[str], bool] = lambda _: False,
+        first_s: float = 0.0,
     ) -> None:
-        """``lives``: whether an actor of that name does; asked only about those that are silent."""
-        self.silence_s, self.clock, self.lives = silence_s, clock, lives
+        """``lives``: whether an actor of that name does; asked only about those that are silent.
+
+        ``booked``: whether the ledger service has books of a session that nobody reports. Raises ``ServiceError``.
+        ``first_s``: how long it waits for everybody's first report.
+        """
+        self.silence_s, self.clock, self.lives, self.booked = silence_s, clock, lives, booked
+        self.heard_from = clock() + first_s
         self.members: dict[str, Member] = {}
         self.home: dict[str, str] = {}  # session → member
         self.orphans: dict[str, tuple[float, Mapping[str, Any]]] = {}  # since when, and described
@@ -201,13 +211,17 @@ class SessionDirectory:
     def rescue(self, session: str) -> tuple[str, bool]:
         """The generator that has a session, or shall take it over: then it was promised a place there.
 
-        Raises ``UnknownSession`` if it is no orphan either, and ``NoCapacity``.
+        Raises ``UnknownSession`` if it is no orphan either and in no books, ``NoCapacity``, and ``ServiceError`` before
+        everybody has reported.
         """
         home = self.find(session)
         if home is not None:
             return home, session in self.members[home].promised
         if session not in self.orphans:
-            raise UnknownSession(f"no session {session!r}")
+            if self.clock() < self.heard_from:
+                raise ServiceError("the session directory has just begun; ask again")
+            if not self.booked(session):
+                raise UnknownSession(f"no session {session!r}")
         return self.place(session), True
 
     def desert(self, session: str) -> None:
