@@ -74,7 +74,7 @@ async def seen_by(segmenter: Handle, sight_s: float, glimpse: Glimpse) -> Findin
 class GeneratorReplica:
     """One generator as a Serve replica; tells the directory every second what it holds."""
 
-    handover: Handover | None = None  # none before it is built, and after it was done
+    handover: Handover | None = None  # none before it has begun, and after it was done
 
     def __init__(self, build: Callable[[Vault, RestoreTier], Worker], around: Around, segmenter: Handle) -> None:
         """``segmenter``: handle of the segmenters, or ``None``."""
@@ -95,7 +95,6 @@ class GeneratorReplica:
             meter=RayMeter(),
         )
         self.backend = ServeBackend(context.deployment)
-        self.handover = Handover(self.name, Mover(FleetFromWithin(self.backend, self._report, self.hand_over)))
         self._beats: list[asyncio.Task[None]] = []
 
     def __del__(self) -> Coroutine[Any, Any, None] | None:
@@ -106,13 +105,14 @@ class GeneratorReplica:
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """Serve's ``user_config``: what may change while sessions run. Called before the first request."""
         self.generator.repace(Pace(**config["pace"]))
-        if self.handover is not None:
-            self.handover.grace_s = float(config["grace_s"])
         if not self._beats:
             self.generator.start()
             works = (self._report, self.generator.measure, self._look)
             self._beats = [asyncio.create_task(every(BEAT_S, work)) for work in works]
             await self._report()
+            self.handover = Handover(self.name, Mover(FleetFromWithin(self.backend, self._report, self.hand_over)))
+        if self.handover is not None:
+            self.handover.grace_s = float(config["grace_s"])
 
     async def create(self, carried: Carrier, session: str, order: Order, owner: str) -> dict[str, Any]:
         """See ``Generator.create``; ``carried``: the caller's span."""

@@ -69,7 +69,6 @@ class FleetFromWithin(ServeFleet):
 
     async def drain(self, member: str) -> list[dict[str, Any]]:
         with told_plainly():
-            await self.backend.directory.drain.remote(member)
             await self._report()
             found: list[dict[str, Any]] = await self.backend.directory.drain.remote(member)
             return found
