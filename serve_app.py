@@ -104,7 +104,11 @@ def application(settings: Settings, build: Callable[..., Worker] = build_worker)
         GeneratorReplica,
         name=GENERATOR,
         num_replicas=service.generators,
-        ray_actor_options={"num_cpus": service.cpus, "num_gpus": service.gpus},
+        ray_actor_options={
+            "num_cpus": service.cpus,
+            "num_gpus": service.gpus,
+            "resources": dict(service.generator_resources),
+        },
         **_stopping(service),
         graceful_shutdown_wait_loop_s=1.0,
         # Every viewer is one request that lasts; who may watch is for the pace to say.
@@ -117,7 +121,7 @@ def application(settings: Settings, build: Callable[..., Worker] = build_worker)
         serve.ingress(pages)(),
         name="gateway",
         num_replicas=service.gateways,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": service.gateway_cpus, "resources": dict(service.gateway_resources)},
         max_ongoing_requests=10_000,
     )
     build_one = partial(build, settings)
@@ -136,7 +140,11 @@ def _segmenters(settings: Settings) -> Application | None:
         SegmenterReplica,
         name="segmenter",
         num_replicas=service.segmenters,
-        ray_actor_options={"num_cpus": 0, "num_gpus": service.segmenter_gpus},
+        ray_actor_options={
+            "num_cpus": 0,
+            "num_gpus": service.segmenter_gpus,
+            "resources": dict(service.segmenter_resources),
+        },
         max_ongoing_requests=2,
         max_queued_requests=64,  # beyond it a glimpse is refused: the anchor waits, the stream does not
     )

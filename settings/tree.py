@@ -25,6 +25,7 @@ from streams.engine import EngineConfig
 
 RANDOM, TOY, TRAINED_FOR = "random", "toy", "longtake.json"
 POLICIES: dict[str, type[Policy]] = {re.sub(r"(?<!^)(?=[A-Z])", "_", p.__name__).lower(): p for p in ALL}
+RAYS_OWN = {"CPU", "GPU", "memory", "object_store_memory"}
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -92,6 +93,9 @@ class ServiceSettings:
 
     Args:
         gateways, generators: replicas of each.
+        gateway_cpus: of one gateway, as Ray counts them.
+        gateway_resources, generator_resources, segmenter_resources: custom resources of Ray that one of them takes, by
+            name; so each goes to the nodes that have these. By default none.
         cpus, gpus: of one generator, as Ray counts them; a fraction of a GPU is allowed.
         ledgers: shards of the ledger service; ``journal``: what their books survive in.
         segmenters: replicas of the segmenter, where ``segmenter.kind`` wants one; ``segmenter_gpus`` of each.
@@ -122,6 +126,10 @@ class ServiceSettings:
 
     gateways: int = 1
     generators: int = 1
+    gateway_cpus: float = 0.0
+    gateway_resources: dict[str, float] = field(default_factory=dict)
+    generator_resources: dict[str, float] = field(default_factory=dict)
+    segmenter_resources: dict[str, float] = field(default_factory=dict)
     cpus: float = 1.0
     gpus: float = 0.0
     ledgers: int = 1
@@ -152,6 +160,12 @@ class ServiceSettings:
         for name in ("gateways", "generators", "ledgers", "segmenters"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"service.{name} is {getattr(self, name)}; expected at least 1")
+        for name in ("gateway", "generator", "segmenter"):
+            for resource, amount in getattr(self, f"{name}_resources").items():
+                if resource in RAYS_OWN or amount <= 0:
+                    raise ConfigError(
+                        f"service.{name}_resources has {resource!r}: {amount}; expected a custom resource, above 0"
+                    )
         if self.grace_s < 1.0:
             raise ConfigError(f"service.grace_s is {self.grace_s}; expected at least 1 second")
         if not 0 <= self.surge_percent <= 100:

@@ -19,7 +19,7 @@ ORDER = [
     {"errors"},
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
-OUTSIDE = {"bench", "tests", "training"}
+OUTSIDE = {"bench", "k8s", "tests", "training"}
 RESTRICTED = {"ray": {"serve_app", "actors"}, "triton": {"kernels"}}
 SOURCES = sorted(
     path for path in ROOT.rglob("*.py") if not {".venv", "build", "node_modules"} & set(path.relative_to(ROOT).parts)

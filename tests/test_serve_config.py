@@ -15,6 +15,7 @@ from ray.serve.schema import ServeDeploySchema  # noqa: E402
 import serve_app  # noqa: E402
 from cli import app  # noqa: E402
 from errors import ConfigError  # noqa: E402
+from settings import load  # noqa: E402
 
 SETTINGS: dict[str, Any] = {"engine": {"sessions": 3}, "service": {"generators": 2, "pace": {"lead": 3}}}
 
@@ -58,3 +59,33 @@ def test_wrong_settings_are_refused_before_anything_starts(tmp_path: Path) -> No
     done = CliRunner().invoke(app, ["config", "--config", str(file)])
     assert done.exit_code == 2
     assert "service.store" in done.output
+
+
+def test_each_part_can_be_sent_to_the_nodes_that_have_its_resources() -> None:
+    found = serve_app.application(
+        load(
+            {
+                "segmenter": {"kind": "toy"},
+                "service": {
+                    "gateway_cpus": 0.5,
+                    "gateway_resources": {"gateway": 1},
+                    "generator_resources": {"generator": 1},
+                    "segmenter_resources": {"segmenter": 0.5},
+                },
+            },
+            {},
+        )
+    )
+    gateway = found._bound_deployment
+    generator = gateway.init_args[0]._bound_deployment
+    segmenter = generator.init_args[2]._bound_deployment
+    wanted = [
+        {"num_cpus": 0.5, "resources": {"gateway": 1}},
+        {"num_cpus": 1, "num_gpus": 0, "resources": {"generator": 1}},
+        {"num_cpus": 0, "num_gpus": 0, "resources": {"segmenter": 0.5}},
+    ]
+    for deployment, options in zip((gateway, generator, segmenter), wanted, strict=True):
+        assert {**deployment.ray_actor_options, **options} == deployment.ray_actor_options
+    for wrong in ({"CPU": 1}, {"gateway": 0}):
+        with pytest.raises(ConfigError, match=r"service\.gateway_resources has .* expected a custom resource, above 0"):
+            load({"service": {"gateway_resources": wrong}}, {})
