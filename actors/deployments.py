@@ -215,7 +215,13 @@ class GeneratorReplica:
     async def _report(self) -> None:
         actor = ray.get_runtime_context().get_actor_name()
         standing: Standing = await self.directory.report.remote(
-            self.name, self.generator.capacity, self._held(), actor or "", self.sites.name, self.draining
+            self.name,
+            self.generator.capacity,
+            self._held(),
+            actor or "",
+            self.sites.name,
+            self.draining,
+            self.generator.identity,
         )
         self.draining = standing.draining
         self.sites.names = standing.stores

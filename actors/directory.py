@@ -29,7 +29,7 @@ class Member:
     """One generator: its places, when it was heard of, and its sessions, described, by name.
 
     ``actor`` is its name as an actor, by which one can see whether it lives; ``store``: that of its restore store. One
-    that is ``draining`` gets no sessions.
+    that is ``draining`` gets no sessions; those of another ``identity`` cannot go on there: see ``streams.snapshot``.
     """
 
     capacity: int
@@ -37,6 +37,7 @@ class Member:
     actor: str = ""
     store: str = ""
     draining: bool = False
+    identity: str = ""
     sessions: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     promised: dict[str, float] = field(default_factory=dict)
 
@@ -85,6 +86,7 @@ class SessionDirectory:
         actor: str = "",
         store: str = "",
         draining: bool = False,
+        identity: str = "",
     ) -> Standing:
         """What a generator holds now; each session has ``session``, ``owner``, ``on`` and what is listed of it.
 
@@ -105,14 +107,14 @@ class SessionDirectory:
         for session in held:
             self.orphans.pop(session, None)
         drains = draining if before is None else before.draining
-        self.members[member] = Member(capacity, now, actor, store, drains, held, kept)
+        self.members[member] = Member(capacity, now, actor, store, drains, identity, held, kept)
         self._bury(now)
         return Standing(drains, self._stores(store))
 
     def place(self, session: str) -> str:
         """Promise ``session`` a place where most are free; returns the generator. Raises ``NoCapacity``."""
         self._bury(self.clock())
-        best = self._reserved(session) or self._freest(self.members)
+        best = self._reserved(session) or self._freest(self.members, self._identity(session))
         self.members[best].promised[session] = self.clock()
         self.home[session] = best
         return best
@@ -131,7 +133,8 @@ class SessionDirectory:
                 f"to is {to!r}; expected a generator other than {home!r}: {', '.join(sorted(self.members))}"
             )
         self.unreserve(session)
-        best = self._freest([to] if to else [name for name in self.members if name != home])
+        others = [to] if to else [name for name in self.members if name != home]
+        best = self._freest(others, self._identity(session))
         self.members[best].promised[session] = self.clock()
         return best
 
@@ -144,12 +147,20 @@ class SessionDirectory:
     def _reserved(self, session: str) -> str | None:
         return next((name for name, m in self.members.items() if session in m.promised and not m.draining), None)
 
-    def _freest(self, among: Iterable[str]) -> str:
-        members = {name: self.members[name] for name in among}
+    def _identity(self, session: str) -> str:
+        """Of the generator that has a session, or had it; nothing if nobody knows."""
+        home = self.members.get(self.home.get(session, ""))
+        _, orphan = self.orphans.get(session, (0.0, {}))
+        return str(orphan.get("identity", "")) if home is None else home.identity
+
+    def _freest(self, among: Iterable[str], identity: str) -> str:
+        """``identity``: of the generators that can take it; by default any can."""
+        members = {name: self.members[name] for name in among if identity in ("", self.members[name].identity)}
         free = {name: m.capacity - m.taken for name, m in members.items() if not m.draining}
         best = max(sorted(free), key=lambda name: free[name], default=None)
         if best is None:
-            raise NoCapacity("no generator has reported that takes sessions; they may be starting, or be drained")
+            can = "can go on with it; those of another model or configuration cannot" if identity else "takes sessions"
+            raise NoCapacity(f"no generator has reported that {can}; they may be starting, or be drained")
         if free[best] < 1:
             places = sum(members[name].capacity for name in free)
             raise NoCapacity(f"all {places} places of {len(free)} generators are taken; stop a session or come back")
@@ -167,7 +178,9 @@ class SessionDirectory:
 
     def refuge(self, member: str) -> str:
         """Another generator, for what takes no place; raises ``NoCapacity`` if there is none that is not drained."""
-        others = {n: m.taken - m.capacity for n, m in self.members.items() if n != member and not m.draining}
+        alike = self.members[member].identity if member in self.members else ""
+        among = {n: m for n, m in self.members.items() if n != member and not m.draining and alike in ("", m.identity)}
+        others = {n: m.taken - m.capacity for n, m in among.items()}
         if not others:
             raise NoCapacity("no other generator takes sessions")
         return min(sorted(others), key=lambda name: others[name])
@@ -253,7 +266,11 @@ class SessionDirectory:
         self._bury(self.clock())
         held = [s for m in self.members.values() for s in m.sessions.values()]
         held += [{**s, "state": "paused", "reason": WAITS} for _, s in self.orphans.values()]
-        return [{k: v for k, v in s.items() if k not in ("owner", "on")} for s in held if s.get("owner") == owner]
+        return [
+            {k: v for k, v in s.items() if k not in ("owner", "on", "identity")}
+            for s in held
+            if s.get("owner") == owner
+        ]
 
     def places(self) -> dict[str, dict[str, int]]:
         """Capacity and places taken, by generator."""

@@ -121,6 +121,23 @@ def test_a_session_that_was_lost_together_with_the_directory_is_taken_over_from_
     assert directory.places() == {"a": {"capacity": 1, "taken": 1}}
 
 
+def test_a_session_goes_only_where_its_model_and_configuration_are() -> None:
+    directory = SessionDirectory(clock=lambda: 0.0)
+    mine = [{**held("one")[0], "identity": "old"}]
+    directory.report("a", 2, mine, identity="old")
+    directory.report("new", 2, [], identity="new")
+    with pytest.raises(NoCapacity, match="that can go on with it"):
+        directory.reserve("one")
+    with pytest.raises(NoCapacity):
+        directory.refuge("a")
+    directory.bury("a")
+    with pytest.raises(NoCapacity, match="another model"):
+        directory.rescue("one")
+    assert directory.place("another") == "new"
+    directory.report("b", 2, [], identity="old")
+    assert directory.rescue("one") == ("b", True)
+
+
 def test_who_is_put_away_takes_no_place_and_owners_see_their_own() -> None:
     directory = SessionDirectory()
     directory.report("a", 1, held("one", on=False, owner="me"))

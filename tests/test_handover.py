@@ -44,8 +44,10 @@ def test_a_generator_that_is_not_listed_any_more_moves_its_sessions_and_viewers_
             stopping.listed = {"second"}
             await stopping.look()
             assert not made.directory.generators()[0]["draining"]  # it was never listed: it is starting
-            names, watching = await watched(client, 2, 14)
             made.settle("second")
+            made.directory.drain("second")
+            names, watching = await watched(client, 2, 14)
+            made.directory.undrain("second")
             stopping.listed = {"first", "second"}
             await stopping.look()
             stopping.listed = {"second"}
@@ -64,6 +66,8 @@ def test_who_finds_no_place_goes_on_where_it_is_until_there_is_one() -> None:
     async def test() -> None:
         async with town("latents") as made, gate(made) as (client, _):
             made.settle("first")
+            made.settle("second")
+            made.directory.drain("second")
             names, watching = await watched(client, 1, 16)
             stopping = Stopping(made, "first")
             await stopping.look()
@@ -72,7 +76,7 @@ def test_who_finds_no_place_goes_on_where_it_is_until_there_is_one() -> None:
                 await stopping.look(DOUBT_S)
             assert made.directory.find(names[0]) == "first"
             assert made.named["first"].sessions[names[0]].state == "running"
-            made.settle("second")
+            made.directory.undrain("second")
             await stopping.look()
             assert made.directory.find(names[0]) == "second"
             assert await watching == [list(range(16))]
@@ -84,6 +88,8 @@ def test_who_found_no_place_in_time_is_put_away_and_goes_on_when_a_generator_com
     async def test() -> None:
         async with town("latents") as made, gate(made) as (client, _):
             made.settle("first")
+            made.settle("second")
+            made.directory.drain("second")
             names, watching = await watched(client, 2, 16)
             stopping = Stopping(made, "first")
             await stopping.look()
@@ -95,7 +101,7 @@ def test_who_found_no_place_in_time_is_put_away_and_goes_on_when_a_generator_com
             assert not made.named["first"].sessions
             assert made.directory.orphans.keys() == set(names)
             made.directory.bury("first")
-            made.settle("second")
+            made.directory.undrain("second")
             assert await watching == [list(range(16))] * 2
 
     run(test)
