@@ -116,7 +116,8 @@ def application(settings: Settings, build: Callable[..., Worker] = build_worker)
         request_router_config=router,
         user_config=_live(service),
     )
-    pages = gateway_builder(GENERATOR, service.limits, Path(web.__file__).parent, service.telemetry)
+    folder = Path(web.__file__).parent
+    pages = gateway_builder(GENERATOR, service.limits, folder, service.telemetry, service.books_resources)
     gateway: Any = serve.deployment(
         serve.ingress(pages)(),
         name="gateway",

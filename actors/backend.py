@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,8 +44,8 @@ class Search:
 class ServeBackend:
     """The generators behind a gateway, by way of the directory and the session router."""
 
-    def __init__(self, deployment: str) -> None:
-        self._deployment = deployment
+    def __init__(self, deployment: str, books_resources: Mapping[str, float]) -> None:
+        self._deployment, self._resources = deployment, books_resources
         self._handle: Handle = None
         self._directory: Handle = None
 
@@ -60,7 +60,7 @@ class ServeBackend:
     def directory(self) -> Handle:
         """The session directory."""
         if self._directory is None:
-            self._directory = directory()
+            self._directory = directory(self._resources)
         return self._directory
 
     async def create(self, session: str, order: Order, owner: str) -> dict[str, Any]:

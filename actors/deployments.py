@@ -81,10 +81,10 @@ class GeneratorReplica:
         begin(around.telemetry, "generator")
         context = serve.get_replica_context()
         self.name: str = context.replica_id.unique_id
-        self.directory = directory()
+        self.directory = directory(around.books_resources)
         self.sites, self.draining = Sites(around), False
         see = None if segmenter is None else partial(seen_by, segmenter, around.sight_s)
-        ledger = RemoteLedger(around.ledgers, around.journal)
+        ledger = RemoteLedger(around.ledgers, around.journal, around.books_resources)
         worker = build(self.sites.vault, self.sites.tier)
         worker.others = self.sites.others
         self.generator = Generator(
@@ -94,7 +94,7 @@ class GeneratorReplica:
             stuck_s=around.stuck_s,
             meter=RayMeter(),
         )
-        self.backend = ServeBackend(context.deployment)
+        self.backend = ServeBackend(context.deployment, around.books_resources)
         self._beats: list[asyncio.Task[None]] = []
 
     def __del__(self) -> Coroutine[Any, Any, None] | None:
@@ -239,12 +239,14 @@ async def every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         await asyncio.sleep(seconds)
 
 
-def gateway_builder(deployment: str, limits: Limits, pages: Path, telemetry: Telemetry) -> Callable[[], FastAPI]:
+def gateway_builder(
+    deployment: str, limits: Limits, pages: Path, telemetry: Telemetry, books_resources: dict[str, float]
+) -> Callable[[], FastAPI]:
     """Builds the gateway's application inside its replica."""
 
     def build() -> FastAPI:
         begin(telemetry, "gateway")
-        backend = ServeBackend(deployment)
+        backend = ServeBackend(deployment, books_resources)
         return gateway(backend, limits, pages, RayMeter(), Mover(ServeFleet(backend)))
 
     return build

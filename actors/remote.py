@@ -3,16 +3,16 @@
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.util import list_named_actors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -21,6 +21,7 @@ from actors.bookkeeping import Ledger
 from actors.directory import FIRST_S, SessionDirectory
 from actors.journals import JournalSettings, build_journal
 from actors.ledger_service import Entry, LedgerShard, Statement, Verdict, shard_of
+from actors.need import Need
 from actors.ray_meter import RayMeter
 from actors.remote_tier import Call
 from actors.restore_store import Answer, RestoreStore, metric_of
@@ -35,6 +36,7 @@ NAMESPACE = "longtake"
 LOG = logging.getLogger("longtake.ledger")
 GAUGES_S, VAULT_S, TEND_S = 5.0, 20.0, 1.0
 KNOWS_S = 1.0  # how long the directory, which everybody asks, waits for a shard of the ledger service
+ALONE_S = 900.0  # a generator that begins beside a store reports before that
 REPLICAS = "serve"  # the namespace of Serve's own actors
 DIRECTORY, STORE, LEDGER = "session-directory", "restore-store", "ledger"
 
@@ -84,9 +86,9 @@ def in_the_books(session: str) -> bool:
         return bool(ray.get(shard.knows.remote(session), timeout=KNOWS_S))
 
 
-def directory() -> Handle:
-    """The cluster's session directory."""
-    return shared(DIRECTORY, DirectoryActor)
+def directory(resources: Mapping[str, float]) -> Handle:
+    """The cluster's session directory; ``resources``: custom ones that it takes, if it is made now."""
+    return shared(DIRECTORY, DirectoryActor, resources=dict(resources))
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Around:
 
     store: Literal["node", "cluster"]
     store_resources: dict[str, float]
+    books_resources: dict[str, float]
     mirror: Literal["none", "latents"]
     host_bytes: int
     vault_bytes: int
@@ -133,16 +136,34 @@ class StoreActor(RestoreStore):
 
     def __init__(self, host_bytes: int, vault_bytes: int, tiers: TiersConfig, key: bytes, node: str) -> None:
         super().__init__(host_bytes, vault_bytes, tiers, key)
-        self.node, self.meter = node, RayMeter()
-        threading.Thread(target=self._tell, name="gauges", daemon=True).start()
+        self.node, self.meter, self.need, self.ttl_s = node, RayMeter(), Need(), tiers.ttl_s
+        me = ray.get_runtime_context().current_actor
+        threading.Thread(target=self._tell, args=(me,), name="gauges", daemon=True).start()
 
-    def _tell(self) -> None:
-        while True:
+    def expected(self) -> None:
+        """A generator begins beside it."""
+        self.need.seen()
+
+    def _tell(self, me: Handle) -> None:
+        while self.node == STORE or self._needed():
             for name, value in self.statistics().items():
                 metric = metric_of(name)
                 if metric is not None:
                     self.meter.set(metric, value, node=self.node, what=name)
             time.sleep(GAUGES_S)
+        LOG.info("a restore store without generators ends", extra={"node": self.node})
+        ray.kill(me, no_restart=True)
+
+    def _needed(self) -> bool:
+        """Whether a generator has it or may be about to, or streams that are put away wait here for one."""
+        try:
+            asked: Handle = ray.get_actor(DIRECTORY, NAMESPACE).generators.remote()
+            generators: list[dict[str, Any]] = ray.get(asked, timeout=GAUGES_S)
+        except (RayError, ValueError):
+            return True  # nothing can be learnt now
+        if any(generator["store"] == f"{STORE}-{self.node}" for generator in generators):
+            self.need.seen()
+        return self.need.there(self.ttl_s if self.statistics()["vault_streams"] else ALONE_S)
 
 
 def restore_store(around: Around) -> Handle:
@@ -153,7 +174,13 @@ def restore_store(around: Around) -> Handle:
         node = ray.get_runtime_context().get_node_id()
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
     given = (around.host_bytes, around.vault_bytes, around.restore, around.store_key, node[:12])
-    return shared(store_name(around), StoreActor, *given, **options)
+    make = partial(shared, store_name(around), StoreActor, *given, **options)
+    found = make()
+    try:
+        ray.get(found.expected.remote())
+    except RayActorError:  # it ended just now, for want of a generator
+        found = make()
+    return found
 
 
 def store_name(around: Around) -> str:
@@ -252,8 +279,8 @@ def near_the_head(settings: JournalSettings) -> dict[str, Any]:
 class RemoteLedger(Ledger):
     """The ledger service's shards, named actors that Ray makes anew if they die, and that read their journals then."""
 
-    def __init__(self, shards: int, journal: JournalSettings) -> None:
-        where = near_the_head(journal)
+    def __init__(self, shards: int, journal: JournalSettings, resources: Mapping[str, float]) -> None:
+        where = near_the_head(journal) | {"resources": dict(resources)}
         self.shards = [shared(f"{LEDGER}-{i}", ShardActor, i, shards, journal, **where) for i in range(shards)]
 
     def shard(self, session: str) -> int:

@@ -98,7 +98,7 @@ async def ledger_calls(settings: Settings, times: int) -> list[float]:
     terms = Terms(engine.specs, engine.policy, engine.config.cache)
     books = CacheManager("bench", terms.specs, terms.policy, terms.config, HostTier(0))
     books.open_scene("opening", "p")
-    ledger = RemoteLedger(settings.service.ledgers, settings.service.journal)
+    ledger = RemoteLedger(settings.service.ledgers, settings.service.journal, {})
     epoch = await ledger.open(Statement("bench", terms, dump(books), books.recorder.noted))
     found = []
     for _ in range(times + 10):

@@ -96,6 +96,8 @@ class ServiceSettings:
         gateway_cpus: of one gateway, as Ray counts them.
         gateway_resources, generator_resources, segmenter_resources: custom resources of Ray that one of them takes, by
             name; so each goes to the nodes that have these. By default none.
+        books_resources: the same for a shard of the ledger service and for the session directory, which go anywhere
+            otherwise, and keep Ray's autoscaler from taking an idle node away that they are on.
         cpus, gpus: of one generator, as Ray counts them; a fraction of a GPU is allowed.
         ledgers: shards of the ledger service; ``journal``: what their books survive in.
         segmenters: replicas of the segmenter, where ``segmenter.kind`` wants one; ``segmenter_gpus`` of each.
@@ -130,6 +132,7 @@ class ServiceSettings:
     gateway_resources: dict[str, float] = field(default_factory=dict)
     generator_resources: dict[str, float] = field(default_factory=dict)
     segmenter_resources: dict[str, float] = field(default_factory=dict)
+    books_resources: dict[str, float] = field(default_factory=dict)
     cpus: float = 1.0
     gpus: float = 0.0
     ledgers: int = 1
@@ -160,7 +163,7 @@ class ServiceSettings:
         for name in ("gateways", "generators", "ledgers", "segmenters"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"service.{name} is {getattr(self, name)}; expected at least 1")
-        for name in ("gateway", "generator", "segmenter"):
+        for name in ("gateway", "generator", "segmenter", "books"):
             for resource, amount in getattr(self, f"{name}_resources").items():
                 if resource in RAYS_OWN or amount <= 0:
                     raise ConfigError(

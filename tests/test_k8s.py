@@ -218,3 +218,16 @@ def _has_a_place(deployment: Any, cluster: Any) -> None:
     assert name == ("gateways" if deployment.name == "gateway" else "generators")
     (group,) = [group for group in cluster["workerGroupSpecs"] if group["groupName"] == name]
     assert deployment.num_replicas <= groups[name] * group["minReplicas"]
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_the_books_have_a_place_that_is_not_the_head_and_not_a_gpu(name: str) -> None:
+    spec = one(overlay(name), "RayService")["spec"]
+    plain = yaml.safe_load(spec["serveConfigV2"])["applications"][0]["args"]["settings"]
+    service = load(plain, {}).service
+    actors = service.ledgers + 1  # and the session directory
+    for resource, amount in service.books_resources.items():
+        groups = [g for g in spec["rayClusterConfig"]["workerGroupSpecs"] if resource in g["resources"]]
+        assert [g["groupName"] for g in groups] == ["gateways"]
+        assert actors * amount <= float(groups[0]["resources"][resource])  # on one pod, if the others are away
+    assert service.books_resources

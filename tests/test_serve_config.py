@@ -71,6 +71,7 @@ def test_each_part_can_be_sent_to_the_nodes_that_have_its_resources() -> None:
                     "gateway_resources": {"gateway": 1},
                     "generator_resources": {"generator": 1},
                     "segmenter_resources": {"segmenter": 0.5},
+                    "books_resources": {"books": 0.01},
                 },
             },
             {},
@@ -86,6 +87,7 @@ def test_each_part_can_be_sent_to_the_nodes_that_have_its_resources() -> None:
     ]
     for deployment, options in zip((gateway, generator, segmenter), wanted, strict=True):
         assert {**deployment.ray_actor_options, **options} == deployment.ray_actor_options
+    assert generator.init_args[1].books_resources == {"books": 0.01}
     for wrong in ({"CPU": 1}, {"gateway": 0}):
         with pytest.raises(ConfigError, match=r"service\.gateway_resources has .* expected a custom resource, above 0"):
             load({"service": {"gateway_resources": wrong}}, {})

@@ -17,7 +17,9 @@ import torch
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 
 import ray  # noqa: E402
+import ray.util  # noqa: E402
 
+from actors import remote  # noqa: E402
 from actors.remote import StoreActor, shared, store_calls  # noqa: E402
 from actors.remote_tier import RemoteTier  # noqa: E402
 from actors.staging import Staging, StagingConfig  # noqa: E402
@@ -102,3 +104,35 @@ def test_a_take_goes_on_through_slots_and_the_kill_of_its_store_leaks_nothing(ki
         del tier, staging
         gc.collect()
         assert len(os.listdir("/proc/self/fd")) <= files + 4  # Ray's own come and go
+
+
+class ImpatientStore(StoreActor):
+    """A store that waits for a generator a third of a second; settings of a module hold in one process only."""
+
+    def __init__(self, *arguments: Any) -> None:
+        remote.GAUGES_S, remote.ALONE_S = 0.1, 0.3
+        super().__init__(*arguments)
+
+    def alone(self) -> bool:
+        """Whether it would have ended long ago, if nothing waited in it."""
+        return not self.need.there(5 * remote.ALONE_S)
+
+
+def test_a_store_ends_that_no_generator_has_but_not_while_a_stream_waits_in_it(handle: Any) -> None:
+    """An actor keeps its node: where nobody needs it, no autoscaler could take the node away."""
+
+    def there() -> bool:
+        return any(actor["name"] == "restore-store-a" for actor in ray.util.list_named_actors(all_namespaces=True))
+
+    directory = remote.directory({})
+    store = shared("restore-store-a", ImpatientStore, 1 << 20, 1 << 20, TiersConfig(), b"", "a")
+    ray.get(directory.report.remote("generator", 1, [], "", "restore-store-a"))
+    ray.get(store.put.remote("take", b"a stream that is put away"))
+    assert not ray.get(store.alone.remote())
+    ray.get(directory.bury.remote("generator"))
+    until(lambda: bool(ray.get(store.alone.remote())))
+    assert there()
+    ray.get(store.drop.remote("take"))
+    until(lambda: not there())
+    assert ray.get(shared("restore-store-a", StoreActor, 1, 1, TiersConfig(), b"", "a").statistics.remote())
+    ray.kill(directory)
