@@ -5,11 +5,12 @@ that lasts. But routers are told at once that it is no longer one of those to se
 process too: see ``Routes.listed``.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from actors.directory import DOUBT_S
 from actors.movement import Mover
@@ -40,6 +41,7 @@ class Handover:
     clock: Callable[[], float] = time.monotonic
     known: bool = False
     since: float | None = None
+    _leaving: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def look(self, listed: Collection[str]) -> None:
         """Do what there is to do now; called with every beat. Who was never listed is still starting."""
@@ -52,14 +54,18 @@ class Handover:
                 await self.leave(last=now - self.since >= self.grace_s - min(LAST_S, self.grace_s / 2))
 
     async def leave(self, last: bool) -> None:
-        """Move what can be moved; with ``last`` what cannot is put away, and goes on when somebody asks for it."""
-        done = await self.mover.drain(self.generator)
-        if done.known:
-            told = {"moved": len(done.moved), "parked": len(done.parked), "stayed": len(done.stayed)}
-            LOG.info("told to stop", extra={"generator": self.generator, **told})
-        for session in done.stayed if last else ():
-            with suppress(LongtakeError):  # the vault is full: it is failed over, from its last commit
-                await self.mover.fleet.hand_over(session)
+        """Move what can be moved; with ``last`` what cannot is put away, and goes on when somebody asks for it.
+
+        One at a time: who calls while another is at it waits, and finds what that one left.
+        """
+        async with self._leaving:
+            done = await self.mover.drain(self.generator)
+            if done.known:
+                told = {"moved": len(done.moved), "parked": len(done.parked), "stayed": len(done.stayed)}
+                LOG.info("told to stop", extra={"generator": self.generator, **told})
+            for session in done.stayed if last else ():
+                with suppress(LongtakeError):  # the vault is full: it is failed over, from its last commit
+                    await self.mover.fleet.hand_over(session)
 
     async def _stays(self) -> None:
         self.known = True
