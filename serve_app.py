@@ -20,9 +20,10 @@ from actors import serving
 from actors.deployments import GeneratorReplica, SegmenterReplica, gateway_builder
 from actors.remote import DIRECTORY, NAMESPACE, Around
 from actors.worker import Worker
-from settings import Settings, build_segmenter, build_worker, load, read_key
+from settings import ServiceSettings, Settings, build_segmenter, build_worker, load, read_key
 
 NAME, GENERATOR = "longtake", "generator"
+CHANGEABLE = {"gateways", "generators", "pace", "grace_s", "surge_percent"}  # of ``service``, while sessions run
 
 
 class Arguments(BaseModel):
@@ -47,23 +48,47 @@ def __getattr__(name: str) -> Any:
 def deploy_config(settings: str | dict[str, Any] | None, host: str, port: int) -> dict[str, Any]:
     """What ``serve deploy`` takes, for these settings; KubeRay's ``serveConfigV2`` is the same.
 
-    Replicas and ``user_config`` stand in it, so that a change of these alone is carried out while sessions run.
+    What of the settings may change while sessions run stands beside each deployment, and in the arguments only if these
+    are the path of a file: where arguments change, Serve replaces every replica.
 
     Raises:
         ConfigError: the settings are wrong.
     """
     service = load(Path(settings) if isinstance(settings, str) else settings).service
+    lasting = settings if settings is None or isinstance(settings, str) else _lasting(settings)
     own: dict[str, Any] = {
         "name": NAME,
         "route_prefix": "/",
         "import_path": "serve_app:app",
-        "args": {} if settings is None else {"settings": settings},
+        "args": {"settings": lasting} if lasting else {},
         "deployments": [
             {"name": "gateway", "num_replicas": service.gateways},
-            {"name": GENERATOR, "num_replicas": service.generators, "user_config": {"pace": asdict(service.pace)}},
+            {
+                "name": GENERATOR,
+                "num_replicas": service.generators,
+                **_stopping(service),
+                "user_config": _live(service),
+            },
         ],
     }
     return {"http_options": {"host": host, "port": port}, "applications": [own]}
+
+
+def _lasting(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without those that may change while sessions run."""
+    service = {name: value for name, value in settings.get("service", {}).items() if name not in CHANGEABLE}
+    rest = {name: value for name, value in settings.items() if name != "service"}
+    return rest | ({"service": service} if service else {})
+
+
+def _live(service: ServiceSettings) -> dict[str, Any]:
+    """What a generator takes while sessions run."""
+    return {"pace": asdict(service.pace), "grace_s": service.grace_s}
+
+
+def _stopping(service: ServiceSettings) -> dict[str, Any]:
+    """How Serve replaces generators."""
+    return {"graceful_shutdown_timeout_s": service.grace_s, "max_surge_percent": service.surge_percent}
 
 
 def application(settings: Settings, build: Callable[..., Worker] = build_worker) -> Application:
@@ -84,10 +109,12 @@ def application(settings: Settings, build: Callable[..., Worker] = build_worker)
             "num_gpus": service.gpus,
             "resources": dict(service.generator_resources),
         },
+        **_stopping(service),
+        graceful_shutdown_wait_loop_s=1.0,
         # Every viewer is one request that lasts; who may watch is for the pace to say.
         max_ongoing_requests=100 + settings.engine.sessions * (service.pace.viewers + 4),
         request_router_config=router,
-        user_config={"pace": asdict(service.pace)},
+        user_config=_live(service),
     )
     folder = Path(web.__file__).parent
     pages = gateway_builder(GENERATOR, service.limits, folder, service.telemetry, service.books_resources)

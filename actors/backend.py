@@ -13,6 +13,7 @@ from ray.exceptions import RayActorError
 
 from actors.order import Order
 from actors.remote import Handle, directory, told_plainly
+from actors.routes import ROUTES
 from actors.telemetry import carrier
 from errors import LongtakeError, NoCapacity, RecordLost, ServiceError, SessionMoved, UnknownSession
 
@@ -98,6 +99,7 @@ class ServeBackend:
                 with found_again():
                     return await self.of(session).ask.remote(carrier(), session, owner, call, *arguments)
             except (SessionMoved, UnknownSession) as error:
+                ROUTES.forget(session)
                 if call in OF_VIEWERS:  # who watches connects again, and the watch has the session looked for
                     raise SessionMoved(str(error)) from error
                 await self._rescue(session, error, search)
@@ -121,6 +123,7 @@ class ServeBackend:
                         yield message
                 return
             except (SessionMoved, UnknownSession) as error:
+                ROUTES.forget(session)
                 if begun:
                     raise
                 missing = error
@@ -136,7 +139,7 @@ class ServeBackend:
             with told_plainly():
                 home, promised = await self.directory.rescue.remote(session)
                 if promised:
-                    await self._taken_over(session)
+                    await self._taken_over(session, home)
                 elif isinstance(error, UnknownSession):
                     if home in search.asked:
                         raise error
@@ -148,15 +151,17 @@ class ServeBackend:
                 raise
         await asyncio.sleep(PAUSE_S)
 
-    async def _taken_over(self, session: str) -> None:
+    async def _taken_over(self, session: str, home: str) -> None:
         try:
-            with told_plainly():
-                await self.of(session).take_over.remote(carrier(), session)
+            with told_plainly():  # asked for by its own name: where the session was may still be where it is sent to
+                await self.of(home).take_over.remote(carrier(), session, home)
         except LongtakeError as error:
             lost = isinstance(error, UnknownSession) or not isinstance(error, AGAIN)
             done = self.directory.release if lost else self.directory.unplace
             await done.remote(session)
             raise
+        finally:
+            ROUTES.forget(session)
         LOG.info("session taken over", extra={"session": session})
 
     async def take_over(self, session: str) -> str:
@@ -167,7 +172,7 @@ class ServeBackend:
                 with told_plainly():
                     home, promised = await self.directory.rescue.remote(session)
                 if promised:
-                    await self._taken_over(session)
+                    await self._taken_over(session, home)
                 return str(home)
             except UnknownSession:
                 raise

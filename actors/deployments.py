@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,10 @@ from ray.serve.exceptions import BackPressureError
 
 from actors.backend import ServeBackend
 from actors.directory import BEAT_S, Standing
-from actors.fleet import ServeFleet
+from actors.fleet import FleetFromWithin, ServeFleet
 from actors.gateway import gateway
 from actors.generator import Generator
+from actors.handover import Handover
 from actors.limits import Limits
 from actors.movement import Mover
 from actors.order import Order
@@ -29,6 +30,7 @@ from actors.pace import Pace
 from actors.ray_meter import RayMeter
 from actors.reel import Glimpse
 from actors.remote import Around, Handle, RemoteLedger, directory
+from actors.routes import ROUTES
 from actors.sites import Sites
 from actors.telemetry import Carrier, Telemetry, begin, carrier, span
 from actors.worker import FAILURES, Vault, Worker
@@ -72,10 +74,13 @@ async def seen_by(segmenter: Handle, sight_s: float, glimpse: Glimpse) -> Findin
 class GeneratorReplica:
     """One generator as a Serve replica; tells the directory every second what it holds."""
 
+    handover: Handover | None = None  # none before it has begun, and after it was done
+
     def __init__(self, build: Callable[[Vault, RestoreTier], Worker], around: Around, segmenter: Handle) -> None:
         """``segmenter``: handle of the segmenters, or ``None``."""
         begin(around.telemetry, "generator")
-        self.name: str = serve.get_replica_context().replica_id.unique_id
+        context = serve.get_replica_context()
+        self.name: str = context.replica_id.unique_id
         self.directory = directory(around.books_resources)
         self.sites, self.draining = Sites(around), False
         see = None if segmenter is None else partial(seen_by, segmenter, around.sight_s)
@@ -89,15 +94,25 @@ class GeneratorReplica:
             stuck_s=around.stuck_s,
             meter=RayMeter(),
         )
+        self.backend = ServeBackend(context.deployment, around.books_resources)
         self._beats: list[asyncio.Task[None]] = []
 
+    def __del__(self) -> Coroutine[Any, Any, None] | None:
+        """Called by Serve when a replica that is told to stop has no request left: whoever nobody watches moves too."""
+        handover, self.handover = self.handover, None
+        return None if handover is None else handover.leave(last=True)
+
     async def reconfigure(self, config: dict[str, Any]) -> None:
-        """Serve's ``user_config``: the pace, which may change while sessions run. Called before the first request."""
+        """Serve's ``user_config``: what may change while sessions run. Called before the first request."""
         self.generator.repace(Pace(**config["pace"]))
         if not self._beats:
             self.generator.start()
-            self._beats = [asyncio.create_task(every(BEAT_S, work)) for work in (self._report, self.generator.measure)]
+            works = (self._report, self.generator.measure, self._look)
+            self._beats = [asyncio.create_task(every(BEAT_S, work)) for work in works]
             await self._report()
+            self.handover = Handover(self.name, Mover(FleetFromWithin(self.backend, self._report, self.hand_over)))
+        if self.handover is not None:
+            self.handover.grace_s = float(config["grace_s"])
 
     async def create(self, carried: Carrier, session: str, order: Order, owner: str) -> dict[str, Any]:
         """See ``Generator.create``; ``carried``: the caller's span."""
@@ -123,8 +138,10 @@ class GeneratorReplica:
         await self._told()
         return found
 
-    async def take_over(self, carried: Carrier, session: str) -> dict[str, Any]:
-        """See ``Generator.take_over``."""
+    async def take_over(self, carried: Carrier, session: str, generator: str) -> dict[str, Any]:
+        """See ``Generator.take_over``; raises ``ServiceError`` if another ``generator`` was meant, which has gone."""
+        if generator != self.name:
+            raise ServiceError(f"generator {generator} has gone; ask again")
         with span("take over", carried, session=session):
             found = await self.generator.take_over(session)
         await self._report()
@@ -189,10 +206,22 @@ class GeneratorReplica:
         except FAILURES as error:  # the next beat says it too
             LOG.warning("a beat was left out", extra={"reason": repr(error)})
 
+    async def _look(self) -> None:
+        if not ROUTES.listed:  # the router of this process is made for the first request, and hears from Serve then
+            await self.backend.of(self.name).report.remote()
+        if self.handover is not None:
+            await self.handover.look(ROUTES.listed)
+
     async def _report(self) -> None:
         actor = ray.get_runtime_context().get_actor_name()
         standing: Standing = await self.directory.report.remote(
-            self.name, self.generator.capacity, self._held(), actor or "", self.sites.name, self.draining
+            self.name,
+            self.generator.capacity,
+            self._held(),
+            actor or "",
+            self.sites.name,
+            self.draining,
+            self.generator.identity,
         )
         self.draining = standing.draining
         self.sites.names = standing.stores

@@ -4,6 +4,8 @@ Generators say every few seconds what they hold; what was placed since then is c
 cannot promise the same place twice. A generator that was not heard of for ``silence_s`` is taken for gone, and after
 ``DOUBT_S`` one that the cluster says is dead: on a busy machine a living generator is late with a beat, or said to be
 dead for a moment, but hardly both. Its sessions are orphans then, for another to take over when somebody asks for them.
+A directory that begins anew hears of the living within a beat or two, and says of nobody before that there is none; of
+those whose generator was lost with it the books know.
 """
 
 import time
@@ -11,12 +13,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from errors import BadMessage, NoCapacity, UnknownSession
+from errors import BadMessage, NoCapacity, ServiceError, UnknownSession
 
 GOES_ON = {"running", "paused"}
 WAITS = "its generator has gone; it goes on when somebody asks for it"
 BEAT_S = 1.0  # how often a generator reports
 DOUBT_S, SILENCE_S = 2 * BEAT_S, 10.0
+FIRST_S = 5 * BEAT_S  # a new directory has heard of everybody after that
 PROMISE_S = 60.0  # how long a place is kept for a session that does not turn up
 ORPHANS, ORPHAN_S = 4096, 86_400.0  # sessions without a generator that are remembered, and for how long
 
@@ -26,7 +29,7 @@ class Member:
     """One generator: its places, when it was heard of, and its sessions, described, by name.
 
     ``actor`` is its name as an actor, by which one can see whether it lives; ``store``: that of its restore store. One
-    that is ``draining`` gets no sessions.
+    that is ``draining`` gets no sessions; those of another ``identity`` cannot go on there: see ``streams.snapshot``.
     """
 
     capacity: int
@@ -34,6 +37,7 @@ class Member:
     actor: str = ""
     store: str = ""
     draining: bool = False
+    identity: str = ""
     sessions: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     promised: dict[str, float] = field(default_factory=dict)
 
@@ -60,9 +64,16 @@ class SessionDirectory:
         silence_s: float = SILENCE_S,
         clock: Callable[[], float] = time.monotonic,
         lives: Callable[[str], bool] = lambda _: True,
+        booked: Callable[[str], bool] = lambda _: False,
+        first_s: float = 0.0,
     ) -> None:
-        """``lives``: whether an actor of that name does; asked only about those that are silent."""
-        self.silence_s, self.clock, self.lives = silence_s, clock, lives
+        """``lives``: whether an actor of that name does; asked only about those that are silent.
+
+        ``booked``: whether the ledger service has books of a session that nobody reports. Raises ``ServiceError``.
+        ``first_s``: how long it waits for everybody's first report.
+        """
+        self.silence_s, self.clock, self.lives, self.booked = silence_s, clock, lives, booked
+        self.heard_from = clock() + first_s
         self.members: dict[str, Member] = {}
         self.home: dict[str, str] = {}  # session → member
         self.orphans: dict[str, tuple[float, Mapping[str, Any]]] = {}  # since when, and described
@@ -75,6 +86,7 @@ class SessionDirectory:
         actor: str = "",
         store: str = "",
         draining: bool = False,
+        identity: str = "",
     ) -> Standing:
         """What a generator holds now; each session has ``session``, ``owner``, ``on`` and what is listed of it.
 
@@ -95,14 +107,14 @@ class SessionDirectory:
         for session in held:
             self.orphans.pop(session, None)
         drains = draining if before is None else before.draining
-        self.members[member] = Member(capacity, now, actor, store, drains, held, kept)
+        self.members[member] = Member(capacity, now, actor, store, drains, identity, held, kept)
         self._bury(now)
         return Standing(drains, self._stores(store))
 
     def place(self, session: str) -> str:
         """Promise ``session`` a place where most are free; returns the generator. Raises ``NoCapacity``."""
         self._bury(self.clock())
-        best = self._reserved(session) or self._freest(self.members)
+        best = self._reserved(session) or self._freest(self.members, self._identity(session))
         self.members[best].promised[session] = self.clock()
         self.home[session] = best
         return best
@@ -121,7 +133,8 @@ class SessionDirectory:
                 f"to is {to!r}; expected a generator other than {home!r}: {', '.join(sorted(self.members))}"
             )
         self.unreserve(session)
-        best = self._freest([to] if to else [name for name in self.members if name != home])
+        others = [to] if to else [name for name in self.members if name != home]
+        best = self._freest(others, self._identity(session))
         self.members[best].promised[session] = self.clock()
         return best
 
@@ -134,12 +147,20 @@ class SessionDirectory:
     def _reserved(self, session: str) -> str | None:
         return next((name for name, m in self.members.items() if session in m.promised and not m.draining), None)
 
-    def _freest(self, among: Iterable[str]) -> str:
-        members = {name: self.members[name] for name in among}
+    def _identity(self, session: str) -> str:
+        """Of the generator that has a session, or had it; nothing if nobody knows."""
+        home = self.members.get(self.home.get(session, ""))
+        _, orphan = self.orphans.get(session, (0.0, {}))
+        return str(orphan.get("identity", "")) if home is None else home.identity
+
+    def _freest(self, among: Iterable[str], identity: str) -> str:
+        """``identity``: of the generators that can take it; by default any can."""
+        members = {name: self.members[name] for name in among if identity in ("", self.members[name].identity)}
         free = {name: m.capacity - m.taken for name, m in members.items() if not m.draining}
         best = max(sorted(free), key=lambda name: free[name], default=None)
         if best is None:
-            raise NoCapacity("no generator has reported that takes sessions; they may be starting, or be drained")
+            can = "can go on with it; those of another model or configuration cannot" if identity else "takes sessions"
+            raise NoCapacity(f"no generator has reported that {can}; they may be starting, or be drained")
         if free[best] < 1:
             places = sum(members[name].capacity for name in free)
             raise NoCapacity(f"all {places} places of {len(free)} generators are taken; stop a session or come back")
@@ -157,7 +178,9 @@ class SessionDirectory:
 
     def refuge(self, member: str) -> str:
         """Another generator, for what takes no place; raises ``NoCapacity`` if there is none that is not drained."""
-        others = {n: m.taken - m.capacity for n, m in self.members.items() if n != member and not m.draining}
+        alike = self.members[member].identity if member in self.members else ""
+        among = {n: m for n, m in self.members.items() if n != member and not m.draining and alike in ("", m.identity)}
+        others = {n: m.taken - m.capacity for n, m in among.items()}
         if not others:
             raise NoCapacity("no other generator takes sessions")
         return min(sorted(others), key=lambda name: others[name])
@@ -201,13 +224,17 @@ class SessionDirectory:
     def rescue(self, session: str) -> tuple[str, bool]:
         """The generator that has a session, or shall take it over: then it was promised a place there.
 
-        Raises ``UnknownSession`` if it is no orphan either, and ``NoCapacity``.
+        Raises ``UnknownSession`` if it is no orphan either and in no books, ``NoCapacity``, and ``ServiceError`` before
+        everybody has reported.
         """
         home = self.find(session)
         if home is not None:
             return home, session in self.members[home].promised
         if session not in self.orphans:
-            raise UnknownSession(f"no session {session!r}")
+            if self.clock() < self.heard_from:
+                raise ServiceError("the session directory has just begun; ask again")
+            if not self.booked(session):
+                raise UnknownSession(f"no session {session!r}")
         return self.place(session), True
 
     def desert(self, session: str) -> None:
@@ -239,7 +266,11 @@ class SessionDirectory:
         self._bury(self.clock())
         held = [s for m in self.members.values() for s in m.sessions.values()]
         held += [{**s, "state": "paused", "reason": WAITS} for _, s in self.orphans.values()]
-        return [{k: v for k, v in s.items() if k not in ("owner", "on")} for s in held if s.get("owner") == owner]
+        return [
+            {k: v for k, v in s.items() if k not in ("owner", "on", "identity")}
+            for s in held
+            if s.get("owner") == owner
+        ]
 
     def places(self) -> dict[str, dict[str, int]]:
         """Capacity and places taken, by generator."""

@@ -1,5 +1,6 @@
 """The generators of the cluster and their directory, as whoever moves sessions between them calls them."""
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from actors.backend import ServeBackend
@@ -45,7 +46,8 @@ class ServeFleet(Fleet):
 
     async def hand_over(self, session: str) -> None:
         with told_plainly():
-            await self.backend.of(session).hand_over.remote(session)
+            home = await self.backend.directory.find.remote(session)
+            await self.backend.of(home or session).hand_over.remote(session)
 
     async def take_over(self, session: str) -> str:
         return await self.backend.take_over(session)
@@ -53,3 +55,24 @@ class ServeFleet(Fleet):
     async def shelter(self, session: str, member: str) -> None:
         with told_plainly():
             await self.backend.of(member).shelter.remote(session)
+
+
+class FleetFromWithin(ServeFleet):
+    """As a generator calls it that is told to stop: Serve lets no request through to it any more, not even its own."""
+
+    def __init__(
+        self, backend: ServeBackend, report: Callable[[], Awaitable[None]], hand_over: Callable[[str], Awaitable[None]]
+    ) -> None:
+        """``report``, ``hand_over``: what is asked of the generator itself."""
+        super().__init__(backend)
+        self._report, self._hand_over = report, hand_over
+
+    async def drain(self, member: str) -> list[dict[str, Any]]:
+        with told_plainly():
+            await self._report()
+            found: list[dict[str, Any]] = await self.backend.directory.drain.remote(member)
+            return found
+
+    async def hand_over(self, session: str) -> None:
+        with told_plainly():
+            await self._hand_over(session)

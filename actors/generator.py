@@ -21,6 +21,7 @@ from actors.step_loop import See, StepLoop
 from actors.takeover import take_over
 from actors.worker import FAILURES, Direction, Worker
 from errors import BadMessage, FencedOff, NoCapacity, RecordLost, SessionMoved, SessionOver, UnknownSession
+from streams.snapshot import identity
 
 NEARER_S = 0.01  # between two looks at what is on its way
 CALLS = {"control", "pause", "resume", "fork", "stop", "acknowledge", "inspect", "thumbnail", "export", "piece"}
@@ -55,6 +56,7 @@ class Generator:
         self.sessions = self.loop.sessions
         self.seconds = float(worker.engine.backbone.geometry.seconds)
         self.capacity = worker.engine.config.sessions
+        self.identity = identity(worker.engine)
         self._coming: dict[str, asyncio.Task[None]] = {}
         self.leaving: dict[str, dict[str, Any]] = {}  # sessions that are handed over, until the directory knows
         self.outgoing, self.incoming = Freight(clock=clock), Freight(clock=clock)
@@ -357,7 +359,7 @@ class Generator:
         return [self.describe(session) for session, live in self.sessions.items() if live.owner == owner]
 
     def held(self) -> list[dict[str, Any]]:
-        """What the directory is told: every session described, whose it is, and whether it takes a place.
+        """What the directory is told: every session described, whose it is, whether it takes a place, who can go on.
 
         A session that is being handed over is told of until it is gone, so that it is never nobody's.
         """
@@ -365,7 +367,8 @@ class Generator:
         return list((self.leaving | told).values())
 
     def _told(self, live: Live) -> dict[str, Any]:
-        return {**self.describe(live.id), "owner": live.owner, "on": live.state is not State.PAUSED}
+        on = live.state is not State.PAUSED
+        return {**self.describe(live.id), "owner": live.owner, "on": on, "identity": self.identity}
 
     async def measure(self) -> None:
         """Set all gauges."""

@@ -150,6 +150,11 @@ class LedgerShard:
             added.append(lines.entered(entry))
         return Verdict.BOOKED
 
+    def knows(self, session: str) -> bool:
+        """Whether there are books of a session. Raises ``JournalDown`` if those of before cannot be read."""
+        self._begin()
+        return session in self.books
+
     def read(self, session: str) -> tuple[int, Statement]:
         """Epoch and books of a session, as acknowledged. Raises ``UnknownSession`` and ``JournalDown``."""
         book = self._book(session)

@@ -14,10 +14,11 @@ from typing import Any, Literal
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.util import list_named_actors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.bookkeeping import Ledger
-from actors.directory import SessionDirectory
+from actors.directory import FIRST_S, SessionDirectory
 from actors.journals import JournalSettings, build_journal
 from actors.ledger_service import Entry, LedgerShard, Statement, Verdict, shard_of
 from actors.need import Need
@@ -34,6 +35,7 @@ from errors import LongtakeError, ServiceError
 NAMESPACE = "longtake"
 LOG = logging.getLogger("longtake.ledger")
 GAUGES_S, VAULT_S, TEND_S = 5.0, 20.0, 1.0
+KNOWS_S = 1.0  # how long the directory, which everybody asks, waits for a shard of the ledger service
 ALONE_S = 900.0  # a generator that begins beside a store reports before that
 REPLICAS = "serve"  # the namespace of Serve's own actors
 DIRECTORY, STORE, LEDGER = "session-directory", "restore-store", "ledger"
@@ -58,7 +60,7 @@ class DirectoryActor(SessionDirectory):
     """A session directory that does not wait out the silence of a generator which Ray knows to be dead."""
 
     def __init__(self) -> None:
-        super().__init__(lives=replica_lives)
+        super().__init__(lives=replica_lives, booked=in_the_books, first_s=FIRST_S)
 
 
 def replica_lives(actor: str) -> bool:
@@ -68,6 +70,20 @@ def replica_lives(actor: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def in_the_books(session: str) -> bool:
+    """Whether a shard of the ledger service has books of a session; ``ServiceError`` if it does not answer."""
+    names = {one["name"] for one in list_named_actors(all_namespaces=True) if one["namespace"] == NAMESPACE}
+    shards = sum(name.startswith(f"{LEDGER}-") for name in names)
+    if not shards:
+        return False
+    try:
+        shard = ray.get_actor(f"{LEDGER}-{shard_of(session, shards)}", NAMESPACE)
+    except ValueError:
+        raise ServiceError("the ledger service is being made anew; ask again") from None
+    with told_plainly():
+        return bool(ray.get(shard.knows.remote(session), timeout=KNOWS_S))
 
 
 def directory(resources: Mapping[str, float]) -> Handle:

@@ -2,19 +2,19 @@
 
 import asyncio
 import logging
-from collections import OrderedDict
 from typing import Any
 
 import ray
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
+from actors import routes  # not what is in it: Serve pickles this module by value, and objects would be others then
+
 FIND_S = 1.0  # how long the directory is waited for before it is asked again
 LOG = logging.getLogger("longtake.gateway")
-KNOWN = 4096  # sessions whose generator is remembered
 
 
 class SessionRouter(RequestRouter):
-    """Looks each session up in the directory once, and again when its generator has gone.
+    """Looks each session up in the directory once, and again when its generator has gone or does not have it any more.
 
     A generator tells the directory of itself before Serve tells the routers, and dies before the directory notices: a
     request for one that is not among the candidates waits, as long as the directory believes in it. After that it goes
@@ -25,8 +25,12 @@ class SessionRouter(RequestRouter):
     def initialize_state(self, **kwargs: Any) -> None:
         """Called by Serve with the router's keywords."""
         self._name, self._namespace = kwargs["directory"], kwargs["namespace"]
-        self._known: OrderedDict[str, str] = OrderedDict()
         self._directory: Any = None
+
+    def update_replicas(self, replicas: list[RunningReplica]) -> None:
+        """Called by Serve when replicas have come or are told to stop."""
+        super().update_replicas(replicas)
+        routes.ROUTES.listed = frozenset(replica.replica_id.unique_id for replica in replicas)
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
@@ -36,7 +40,7 @@ class SessionRouter(RequestRouter):
         if not session or not candidate_replicas:
             return [candidate_replicas]
         by_name = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
-        home = self._known.get(session)
+        home = routes.ROUTES.home(session)
         assert pending_request is not None
         pending_request.routing_context.should_backoff = True  # if none is found, or the directory says nothing
         if home not in by_name:
@@ -49,14 +53,11 @@ class SessionRouter(RequestRouter):
             return [candidate_replicas]
         if home not in by_name:
             return []
-        self._known[session] = home
-        self._known.move_to_end(session)
-        while len(self._known) > KNOWN:
-            self._known.popitem(last=False)
+        routes.ROUTES.found(session, home)
         return [[by_name[home]]]
 
     async def _find(self, session: str) -> str | None:
-        self._known.pop(session, None)
+        routes.ROUTES.forget(session)
         if self._directory is None:
             self._directory = ray.get_actor(self._name, self._namespace)
         async with asyncio.timeout(FIND_S):

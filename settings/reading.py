@@ -27,7 +27,8 @@ from streams.director import Script, Shot
 
 PREFIX = "LONGTAKE_"
 T = TypeVar("T")
-
+# What PyYAML raises for what is no YAML; the rest for values that are not what their tag says, and for deep nesting.
+UNREADABLE = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
 
 _SETTINGS, _SCRIPT = TypeAdapter(Settings), TypeAdapter(list[Cue], config=STRICT)
 _SHOTS = TypeAdapter(with_config(STRICT)(Script))
@@ -137,7 +138,9 @@ def read_shots(path: Path) -> Script:
             raise ScriptError(f"{path} holds a {type(plain).__name__}; expected a mapping with a list of scenes")
         scenes = plain.get("scenes")
         if isinstance(scenes, list):
-            hyphened = [{k.replace("-", "_"): v for k, v in s.items()} if isinstance(s, dict) else s for s in scenes]
+            hyphened = [
+                {str(k).replace("-", "_"): v for k, v in s.items()} if isinstance(s, dict) else s for s in scenes
+            ]
             plain = {**plain, "scenes": hyphened}
         names = ["scenes", *(f"scenes.{f.name.replace('_', '-')}" for f in fields(Shot))]
         return _validated(_SHOTS, plain, str(path), names)
@@ -150,7 +153,7 @@ def read_shots(path: Path) -> Script:
 def _yaml(source: str | Path, origin: str) -> Any:
     try:
         return yaml.safe_load(source if isinstance(source, str) else source.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, *UNREADABLE) as error:
         raise ConfigError(f"{origin} cannot be read as YAML: {error}") from error
 
 
@@ -164,7 +167,11 @@ def _overlay(base: Any, over: Any) -> Any:
 def _validated(adapter: TypeAdapter[T], plain: Any, origin: str, known: list[str], variables: Sequence[str] = ()) -> T:
     try:
         # By way of JSON, where a list is a tuple but neither a string nor a truth value is a number.
-        return adapter.validate_json(json.dumps(plain, default=str))
+        written = json.dumps(plain, default=str)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{origin} holds what no setting can be: {error}") from None
+    try:
+        return adapter.validate_json(written)
     except ValidationError as error:
         found = error.errors(include_url=False)
         raise ConfigError("; ".join(_explained(e, origin, known, variables) for e in found)) from None

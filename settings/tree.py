@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import ConfigDict, with_config
 
 import models
+from actors.handover import GRACE_S
 from actors.journals import JournalSettings
 from actors.limits import Limits
 from actors.pace import Pace
@@ -119,6 +120,10 @@ class ServiceSettings:
         store_key: where the key is that a restore store's disk is encrypted with: ``env:NAME`` or ``file:PATH``, 64
             hexadecimal digits; empty for no encryption.
         stuck_s: a step that takes longer is taken for stuck, and its generator replaced.
+        grace_s: how long a generator that is told to stop, by an upgrade or because there are to be fewer, waits for
+            places elsewhere for its sessions. Those that found none are put away then, and go on when asked for.
+        surge_percent: generators that an upgrade may start beyond ``generators`` before it stops as many old ones, so
+            that there are places at once; takes CPUs and GPUs that are free. With 0 old ones are stopped first.
         durability: what survives a generator's loss: ``none``; ``latents``, from which its sessions' memory is computed
             anew; or ``kv``, keys and values too, and they go on bit for bit. (``engine.durability`` is for takes
             without a service.)
@@ -149,6 +154,8 @@ class ServiceSettings:
     restore: TiersConfig = field(default_factory=TiersConfig)
     store_key: str = ""
     stuck_s: float = 120.0
+    grace_s: float = GRACE_S
+    surge_percent: int = 0
     durability: Durability = "latents"
     restore_share: float = 0.5
     pace: Pace = field(default_factory=Pace)
@@ -166,6 +173,10 @@ class ServiceSettings:
                     raise ConfigError(
                         f"service.{name}_resources has {resource!r}: {amount}; expected a custom resource, above 0"
                     )
+        if self.grace_s < 1.0:
+            raise ConfigError(f"service.grace_s is {self.grace_s}; expected at least 1 second")
+        if not 0 <= self.surge_percent <= 100:
+            raise ConfigError(f"service.surge_percent is {self.surge_percent}; expected 0 to 100")
         if not 0.0 <= self.restore_share <= 1.0:
             raise ConfigError(f"service.restore_share is {self.restore_share}; expected a part between 0 and 1")
         if self.durability == "kv" and not self.restore.lossless:

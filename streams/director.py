@@ -8,6 +8,7 @@ from fractions import Fraction
 from errors import ScriptError
 from streams.stream import Stream
 
+LONGEST_S, LONGEST_TEXT = 10**9, 64  # thirty years; numbers of thousands of digits are refused before they are one
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
 
 
@@ -146,11 +147,14 @@ class Director:
 def _seconds(duration: float | str) -> Fraction:
     """Seconds of ``12.5``, ``"90s"``, ``"1h30m"``; raises ``ScriptError`` for anything else, and for nothing at all."""
     if isinstance(duration, str):
-        match = _DURATION.fullmatch(duration.strip())
+        match = _DURATION.fullmatch(duration.strip()) if len(duration) <= LONGEST_TEXT else None
         parts = [Fraction(part or 0) for part in match.groups()] if match else []
         seconds = 3600 * parts[0] + 60 * parts[1] + parts[2] if parts else Fraction(0)
     else:
         seconds = Fraction(duration).limit_denominator(10**6) if 0 < duration < float("inf") else Fraction(0)
-    if seconds <= 0:
-        raise ScriptError(f"duration is {duration!r}; expected seconds above 0 such as 12.5, '90s', '5m' or '1h30m'")
+    if not 0 < seconds <= LONGEST_S:
+        raise ScriptError(
+            f"duration is {str(duration)[:LONGEST_TEXT]!r}; expected seconds such as 12.5, '90s', '5m' or '1h30m', "
+            f"and at most {LONGEST_S:,}"
+        )
     return seconds

@@ -1,5 +1,6 @@
 """A stream as bytes, and back: all that the next chunk depends on, so that resuming equals not pausing."""
 
+import hashlib
 from typing import Any
 
 import torch
@@ -110,6 +111,12 @@ def _check_identity(engine: Engine, payload: Plain) -> None:
     if differing:
         details = "; ".join(f"{n}: {payload['cache'].get(n)} there, {mine[n]} here" for n in differing)
         raise SnapshotMismatch(f"the snapshot was made under another configuration: {details}")
+
+
+def identity(engine: Engine) -> str:
+    """The same for two engines exactly if one goes on with what the other put away."""
+    told = repr((engine.backbone.fingerprint, sorted(_cache_identity(engine).items())))
+    return hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
 
 
 def _cache_identity(engine: Engine) -> dict[str, str]:

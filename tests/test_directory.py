@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.directory import BEAT_S, DOUBT_S, SILENCE_S, SessionDirectory
+from actors.directory import BEAT_S, DOUBT_S, FIRST_S, SILENCE_S, SessionDirectory
 from actors.vault import HostVault
-from errors import NoCapacity, RecordLost, UnknownSession
+from errors import NoCapacity, RecordLost, ServiceError, UnknownSession
 
 
 def held(*sessions: str, on: bool = True, owner: str = "") -> list[dict[str, Any]]:
@@ -97,6 +97,45 @@ def test_a_generator_that_is_not_said_to_live_and_reports_again_has_its_sessions
         now[0] += DOUBT_S
         assert directory.find("one") == "a"
     assert not directory.orphans
+
+
+def test_a_directory_that_begins_anew_says_of_nobody_that_there_is_none_before_all_have_reported() -> None:
+    now = [100.0]
+    directory = SessionDirectory(clock=lambda: now[0], first_s=FIRST_S)
+    with pytest.raises(ServiceError, match="has just begun"):
+        directory.rescue("one")
+    directory.report("a", 2, held("one"))
+    assert directory.rescue("one") == ("a", False)
+    now[0] += FIRST_S
+    directory.report("a", 2, held("one"))
+    with pytest.raises(UnknownSession):
+        directory.rescue("two")
+
+
+def test_a_session_that_was_lost_together_with_the_directory_is_taken_over_from_its_books() -> None:
+    directory = SessionDirectory(booked=lambda session: session == "booked")
+    directory.report("a", 1, [])
+    assert directory.rescue("booked") == ("a", True)
+    with pytest.raises(UnknownSession):
+        directory.rescue("nobody's")
+    assert directory.places() == {"a": {"capacity": 1, "taken": 1}}
+
+
+def test_a_session_goes_only_where_its_model_and_configuration_are() -> None:
+    directory = SessionDirectory(clock=lambda: 0.0)
+    mine = [{**held("one")[0], "identity": "old"}]
+    directory.report("a", 2, mine, identity="old")
+    directory.report("new", 2, [], identity="new")
+    with pytest.raises(NoCapacity, match="that can go on with it"):
+        directory.reserve("one")
+    with pytest.raises(NoCapacity):
+        directory.refuge("a")
+    directory.bury("a")
+    with pytest.raises(NoCapacity, match="another model"):
+        directory.rescue("one")
+    assert directory.place("another") == "new"
+    directory.report("b", 2, [], identity="old")
+    assert directory.rescue("one") == ("b", True)
 
 
 def test_who_is_put_away_takes_no_place_and_owners_see_their_own() -> None:

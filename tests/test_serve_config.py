@@ -28,11 +28,12 @@ def test_what_serve_deploy_takes_is_valid_and_holds_the_settings(tmp_path: Path)
     plain = yaml.safe_load(done.stdout)
     schema = ServeDeploySchema.model_validate(plain)
     own = schema.applications[0]
-    assert own.args == {"settings": SETTINGS}
+    assert own.args == {"settings": {"engine": {"sessions": 3}}}  # another of these replaces every replica
     assert (schema.http_options.port, own.import_path, own.route_prefix) == (8100, "serve_app:app", "/")
     generator = next(d for d in own.deployments if d.name == "generator")
     assert generator.num_replicas == 2
     assert generator.user_config["pace"]["lead"] == 3  # may be changed while sessions run
+    assert generator.user_config["grace_s"] == generator.graceful_shutdown_timeout_s
     assert isinstance(serve_app.app(serve_app.Arguments(**own.args)), Application)
 
 

@@ -109,7 +109,8 @@ class Town(House, Fleet):
 
     def _report(self, name: str) -> None:
         made = self.named[name]
-        self.directory.report(name, made.capacity, made.held(), store=f"store-{self.nodes.index(self.at[name])}")
+        store = f"store-{self.nodes.index(self.at[name])}"
+        self.directory.report(name, made.capacity, made.held(), store=store, identity=made.identity)
 
     async def _beat(self, name: str) -> None:
         while True:
