@@ -14,7 +14,7 @@ ORDER = [
     {"actors"},
     {"streams"},
     {"models", "media"},
-    {"cache", "kernels", "client", "web"},
+    {"cache", "kernels", "scaling", "client", "web"},
     {"wire"},
     {"errors"},
 ]
