@@ -19,6 +19,7 @@ from cache.policies import ALL, Policy
 from cache.tiered_config import TiersConfig
 from errors import ConfigError, GeometryError
 from media.encoding import Encoding
+from scaling.rules import Balance, Fleet, Rules
 from streams.durability import Durability
 from streams.engine import EngineConfig
 
@@ -91,6 +92,9 @@ class ServiceSettings:
 
     Args:
         gateways, generators: replicas of each.
+        generators_max: generators that there are at most, as sessions and slack want; by default always ``generators``.
+        fleet: when generators are added and taken away, see ``Fleet``; ``balance``: when sessions move between them.
+        leave_s: how long a generator that Ray Serve stops has to give its sessions away.
         cpus, gpus: of one generator, as Ray counts them; a fraction of a GPU is allowed.
         ledgers: shards of the ledger service; ``journal``: what their books survive in.
         segmenters: replicas of the segmenter, where ``segmenter.kind`` wants one; ``segmenter_gpus`` of each.
@@ -117,6 +121,10 @@ class ServiceSettings:
 
     gateways: int = 1
     generators: int = 1
+    generators_max: int | None = None
+    fleet: Fleet = field(default_factory=Fleet)
+    balance: Balance = field(default_factory=Balance)
+    leave_s: float = 20.0
     cpus: float = 1.0
     gpus: float = 0.0
     ledgers: int = 1
@@ -145,6 +153,13 @@ class ServiceSettings:
         for name in ("gateways", "generators", "ledgers", "segmenters"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"service.{name} is {getattr(self, name)}; expected at least 1")
+        if self.generators_max is not None and self.generators_max < self.generators:
+            raise ConfigError(
+                f"service.generators_max is {self.generators_max}; expected at least service.generators, which is "
+                f"{self.generators}"
+            )
+        if not self.leave_s > 0:
+            raise ConfigError(f"service.leave_s is {self.leave_s}; expected more than 0 seconds")
         if not 0.0 <= self.restore_share <= 1.0:
             raise ConfigError(f"service.restore_share is {self.restore_share}; expected a part between 0 and 1")
         if self.durability == "kv" and not self.restore.lossless:
@@ -158,6 +173,11 @@ class ServiceSettings:
                 f"service.mirror is {self.mirror!r} with store {self.store!r} and durability {self.durability!r}; "
                 "expected a store per node, and durability latents or kv"
             )
+
+    @property
+    def rules(self) -> Rules:
+        """Of placement and of the number of generators."""
+        return Rules(self.generators, self.generators_max or self.generators, self.balance, self.fleet)
 
 
 @with_config(STRICT)
