@@ -23,7 +23,8 @@ from actors.worker import Worker
 from settings import ServiceSettings, Settings, build_segmenter, build_worker, load, read_key
 
 NAME, GENERATOR = "longtake", "generator"
-CHANGEABLE = {"gateways", "generators", "pace", "grace_s", "surge_percent"}  # of ``service``, while sessions run
+# Of ``service``, while sessions run.
+CHANGEABLE = {"gateways", "generators", "generators_max", "fleet", "balance", "pace", "grace_s", "surge_percent"}
 
 
 class Arguments(BaseModel):
@@ -63,12 +64,7 @@ def deploy_config(settings: str | dict[str, Any] | None, host: str, port: int) -
         "args": {"settings": lasting} if lasting else {},
         "deployments": [
             {"name": "gateway", "num_replicas": service.gateways},
-            {
-                "name": GENERATOR,
-                "num_replicas": service.generators,
-                **_stopping(service),
-                "user_config": _live(service),
-            },
+            {"name": GENERATOR, **_replicas(service), "user_config": _live(service)},
         ],
     }
     return {"http_options": {"host": host, "port": port}, "applications": [own]}
@@ -83,12 +79,19 @@ def _lasting(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _live(service: ServiceSettings) -> dict[str, Any]:
     """What a generator takes while sessions run."""
-    return {"pace": asdict(service.pace), "grace_s": service.grace_s}
+    return {"pace": asdict(service.pace), "rules": asdict(service.rules), "grace_s": service.grace_s}
 
 
-def _stopping(service: ServiceSettings) -> dict[str, Any]:
-    """How Serve replaces generators."""
-    return {"graceful_shutdown_timeout_s": service.grace_s, "max_surge_percent": service.surge_percent}
+def _replicas(service: ServiceSettings) -> dict[str, Any]:
+    """How many generators Serve keeps, how it replaces them, and how long one that it stops may take to be empty."""
+    rules = service.rules
+    found: dict[str, Any] = {"graceful_shutdown_timeout_s": service.grace_s, "max_surge_percent": service.surge_percent}
+    if rules.most == rules.least:
+        return found | {"num_replicas": rules.least}
+    bounds = {"min_replicas": rules.least, "max_replicas": rules.most}
+    at_once = {"upscale_delay_s": 0.0, "downscale_delay_s": 0.0, "look_back_period_s": 11.0}  # the rules wait
+    policy = {"policy": {"policy_function": "actors.autoscaling:generators_wanted"}}
+    return found | {"autoscaling_config": {**bounds, **at_once, **policy}}
 
 
 def application(settings: Settings, build: Callable[..., Worker] = build_worker) -> Application:
@@ -103,13 +106,12 @@ def application(settings: Settings, build: Callable[..., Worker] = build_worker)
     generator: Any = serve.deployment(
         GeneratorReplica,
         name=GENERATOR,
-        num_replicas=service.generators,
         ray_actor_options={
             "num_cpus": service.cpus,
             "num_gpus": service.gpus,
             "resources": dict(service.generator_resources),
         },
-        **_stopping(service),
+        **_replicas(service),
         graceful_shutdown_wait_loop_s=1.0,
         # Every viewer is one request that lasts; who may watch is for the pace to say.
         max_ongoing_requests=100 + settings.engine.sessions * (service.pace.viewers + 4),

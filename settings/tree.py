@@ -20,6 +20,7 @@ from cache.policies import ALL, Policy
 from cache.tiered_config import TiersConfig
 from errors import ConfigError, GeometryError
 from media.encoding import Encoding
+from scaling.rules import Balance, Fleet, Rules
 from sizing import known_model
 from streams.durability import Durability
 from streams.engine import EngineConfig
@@ -102,6 +103,8 @@ class ServiceSettings:
             name; so each goes to the nodes that have these. By default none.
         books_resources: the same for a shard of the ledger service and for the session directory, which go anywhere
             otherwise, and keep Ray's autoscaler from taking an idle node away that they are on.
+        generators_max: generators that there are at most, as sessions and slack want; by default always ``generators``.
+        fleet: when generators are added and taken away, see ``Fleet``; ``balance``: when sessions move between them.
         cpus, gpus: of one generator, as Ray counts them; a fraction of a GPU is allowed.
         ledgers: shards of the ledger service; ``journal``: what their books survive in.
         segmenters: replicas of the segmenter, where ``segmenter.kind`` wants one; ``segmenter_gpus`` of each.
@@ -137,6 +140,9 @@ class ServiceSettings:
     generator_resources: dict[str, float] = field(default_factory=dict)
     segmenter_resources: dict[str, float] = field(default_factory=dict)
     books_resources: dict[str, float] = field(default_factory=dict)
+    generators_max: int | None = None
+    fleet: Fleet = field(default_factory=Fleet)
+    balance: Balance = field(default_factory=Balance)
     cpus: float = 1.0
     gpus: float = 0.0
     ledgers: int = 1
@@ -177,6 +183,11 @@ class ServiceSettings:
             raise ConfigError(f"service.grace_s is {self.grace_s}; expected at least 1 second")
         if not 0 <= self.surge_percent <= 100:
             raise ConfigError(f"service.surge_percent is {self.surge_percent}; expected 0 to 100")
+        if self.generators_max is not None and self.generators_max < self.generators:
+            raise ConfigError(
+                f"service.generators_max is {self.generators_max}; expected at least service.generators, which is "
+                f"{self.generators}"
+            )
         if not 0.0 <= self.restore_share <= 1.0:
             raise ConfigError(f"service.restore_share is {self.restore_share}; expected a part between 0 and 1")
         if self.durability == "kv" and not self.restore.lossless:
@@ -190,6 +201,11 @@ class ServiceSettings:
                 f"service.mirror is {self.mirror!r} with store {self.store!r} and durability {self.durability!r}; "
                 "expected a store per node, and durability latents or kv"
             )
+
+    @property
+    def rules(self) -> Rules:
+        """Of placement and of the number of generators."""
+        return Rules(self.generators, self.generators_max or self.generators, self.balance, self.fleet)
 
 
 @with_config(STRICT)

@@ -16,7 +16,7 @@ ORDER = [
     {"streams"},
     {"models", "media"},
     {"sizing"},
-    {"cache", "kernels", "client", "web"},
+    {"cache", "kernels", "scaling", "client", "web"},
     {"wire"},
     {"errors"},
 ]
@@ -89,6 +89,15 @@ def test_the_books_need_no_tensors() -> None:
         tensors = path.name in ("pool.py", "tiers.py", "host_tier.py", "records.py", "codec.py")
         if not tensors and path.parent.name not in ("codecs", "storage"):
             assert "torch" not in imported(path), path
+
+
+def test_what_decides_about_the_fleet_needs_the_standard_library_and_has_no_clock() -> None:
+    import sys
+
+    for path in (ROOT / "scaling").rglob("*.py"):
+        names = imported(path)
+        assert not names - set(sys.stdlib_module_names) - {"errors", "scaling", "wire"}, path
+        assert not {"time", "datetime", "random"} & names, path
 
 
 def test_only_settings_reads_the_environment() -> None:

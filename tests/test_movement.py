@@ -256,7 +256,7 @@ def test_a_generator_that_is_drained_stays_so_when_the_directory_begins_anew() -
     found.drain("a")
     told = found.report("a", 1, [])
     assert told.draining
-    anew = directory({})
+    anew = directory()
     anew.report("a", 1, [], draining=told.draining)
     anew.report("b", 1, [])
     assert [anew.place("one")] == ["b"]
