@@ -87,7 +87,7 @@ class GeneratorReplica:
             see=see,
             ledger=ledger,
             stuck_s=around.stuck_s,
-            meter=RayMeter(),
+            meter=RayMeter(self.name),
         )
         self._beats: list[asyncio.Task[None]] = []
 
@@ -218,6 +218,7 @@ def gateway_builder(
     def build() -> FastAPI:
         begin(telemetry, "gateway")
         backend = ServeBackend(deployment, books_resources)
-        return gateway(backend, limits, pages, RayMeter(), Mover(ServeFleet(backend)))
+        meter = RayMeter(serve.get_replica_context().replica_id.unique_id)
+        return gateway(backend, limits, pages, meter, Mover(ServeFleet(backend)))
 
     return build
