@@ -97,7 +97,7 @@ class GeneratorReplica:
             see=see,
             ledger=ledger,
             stuck_s=around.stuck_s,
-            meter=RayMeter(),
+            meter=RayMeter(self.name),
         )
         self.backend = ServeBackend(context.deployment, around.books_resources)
         self._beats: list[asyncio.Task[None]] = []
@@ -271,6 +271,7 @@ def gateway_builder(
     def build() -> FastAPI:
         begin(telemetry, "gateway")
         backend = ServeBackend(deployment, books_resources)
-        return gateway(backend, limits, pages, RayMeter(), Mover(ServeFleet(backend)))
+        meter = RayMeter(serve.get_replica_context().replica_id.unique_id)
+        return gateway(backend, limits, pages, meter, Mover(ServeFleet(backend)))
 
     return build

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
-from actors.staging import Staging
+import torch
+
+from actors.staging import FAILURES, Staging
 from cache.drift import Rung
 from cache.keep_set import Role
 from cache.spec import TYPES
@@ -21,6 +23,7 @@ def gauges(engine: Engine, streams: Sequence[Stream]) -> list[Gauge]:
         ("store_refused", {}, getattr(tier, "refused", 0)),
         ("store_unmirrored", {}, getattr(tier, "unmirrored", 0)),
         ("store_failures", {}, getattr(tier, "failures", 0)),
+        *gpu(engine.pool.device),
     ]
     slots = getattr(tier, "staging", None)
     if isinstance(slots, Staging):
@@ -49,13 +52,28 @@ def gauges(engine: Engine, streams: Sequence[Stream]) -> list[Gauge]:
     return found
 
 
+def gpu(device: torch.device) -> list[Gauge]:
+    """Bytes of a GPU by torch, and by all who use it; nothing where there is none."""
+    if device.type != "cuda":
+        return []
+    free, capacity = torch.cuda.mem_get_info(device)
+    found = {
+        "allocated": torch.cuda.memory_allocated(device),
+        "reserved": torch.cuda.memory_reserved(device),
+        "used": capacity - free,
+        "capacity": capacity,
+    }
+    return [("gpu_bytes", {"what": what}, float(n)) for what, n in found.items()]
+
+
 def transfers(staging: Staging) -> list[Gauge]:
     """What went to the restore store and back, and what became of its slots."""
     slots = staging.book.statistics()
+    failures = {**dict.fromkeys(FAILURES.values(), 0), **staging.failures}
     return [
         *(("transfer_bytes", {"direction": d, "path": p}, float(n)) for (d, p), n in staging.moved.copy().items()),
         *(("transfer_inline", {"reason": reason}, float(n)) for reason, n in staging.inline.copy().items()),
-        *(("transfer_failures", {"what": what}, float(n)) for what, n in staging.failures.copy().items()),
+        *(("transfer_failures", {"what": what}, float(n)) for what, n in failures.items()),
         *(("transfer_slots", {"use": u}, float(getattr(slots, u))) for u in ("free", "leased", "held", "grave")),
         ("transfer_graveyard_bytes", {}, float(staging.graveyard_bytes)),
     ]

@@ -95,6 +95,11 @@ class Live:
         running = self.state is State.RUNNING and not self.ended
         return running and has_room(self.made, self.base, self.viewers, self.pace)
 
+    def owes(self, now: float) -> bool:
+        """Whether a viewer has run dry and waits for a chunk that is being made, or may be."""
+        coming = self.made > self.next_chunk or self.goes_on
+        return self.state is State.RUNNING and coming and now > deadline(self.next_chunk, self.viewers, self.seconds)
+
     @property
     def deadline(self) -> float:
         """When its next chunk is wanted."""

@@ -4,7 +4,8 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.64, 1.0, 2.0, 5.0, 10.0, 30.0)
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.64, 1.0, 2.0, 5.0, 10.0, 30.0)
+BOOKED = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)  # seconds
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,13 @@ METRICS = {
     metric.name: metric
     for metric in (
         Metric("sessions", "gauge", "Sessions of this generator, by state", ("state",)),
+        Metric("starting", "gauge", "Sessions of which no chunk has been published yet"),
+        Metric("stalled", "gauge", "Sessions that a viewer has run dry of, and that owe it a chunk"),
         Metric("viewers", "gauge", "Viewers of this generator's sessions"),
         Metric("unpublished", "gauge", "Sessions with chunks that are stepped and not published yet"),
         Metric("chunks", "counter", "Chunks published"),
+        Metric("media_seconds", "counter", "Seconds of media published"),
+        Metric("step_seconds", "counter", "Seconds that the model computed; a histogram's sum is Ray's estimate"),
         Metric(
             "chunk_seconds",
             "histogram",
@@ -42,11 +47,21 @@ METRICS = {
         Metric("decisions", "counter", "Decisions of cache managers: evict, restore, epoch, ...", ("action", "type")),
         Metric("cache_bytes", "gauge", "Bytes of kept chunks, by attention type and role", ("type", "role")),
         Metric("pool_bytes", "gauge", "Bytes of the memory pool: held and capacity", ("what",)),
+        Metric(
+            "gpu_bytes", "gauge", "Bytes of a generator's GPU: allocated, reserved, used (by all), capacity", ("what",)
+        ),
         Metric("ledger_entries", "counter", "Commits by what the ledger service said", ("verdict",)),
         Metric("journal_down", "gauge", "1 while a shard of the ledger service cannot write its journal", ("shard",)),
         Metric("journal_unwritten", "gauge", "Sessions of a shard that are to be written to its journal", ("shard",)),
         Metric("journal_bytes", "gauge", "Bytes of a shard's journal: live, held", ("shard", "what")),
         Metric("journal_troubles", "gauge", "Of a shard's journal: failures, damaged, lost", ("shard", "what")),
+        Metric(
+            "commit_seconds",
+            "histogram",
+            "Seconds of a shard for a call that books, its journal included",
+            ("shard",),
+            BOOKED,
+        ),
         Metric("undurable", "counter", "Commits that were booked before the restore store had what must survive"),
         Metric("takeovers", "counter", "Sessions taken over from other generators"),
         Metric("restores", "gauge", "Chunks that came back, or did not, by tier and verdict", ("tier", "verdict")),
@@ -73,7 +88,12 @@ METRICS = {
             ("direction", "path"),
         ),
         Metric("transfer_inline", "gauge", "Payloads that went within calls although there are slots", ("reason",)),
-        Metric("transfer_failures", "gauge", "Transfers that failed: unverified, recycled, gone, pending", ("what",)),
+        Metric(
+            "transfer_failures",
+            "gauge",
+            "Transfers that failed: unverified, recycled, gone, pending, failed",
+            ("what",),
+        ),
         Metric("transfer_slots", "gauge", "Slots of the transport: free, leased, held, grave", ("use",)),
         Metric("transfer_graveyard_bytes", "gauge", "Bytes not used because a lost transfer may still touch them"),
         Metric("store_bytes", "gauge", "Bytes of the restore store by tier: records, vault, budgets", ("node", "what")),
@@ -81,6 +101,12 @@ METRICS = {
         Metric("store_hits", "gauge", "Fetches answered by the restore store, by tier", ("node", "what")),
         Metric("store_misses", "gauge", "Fetches not answered: absent, damaged, foreign, io", ("node", "what")),
         Metric("store_degraded", "gauge", "If the store's disk fails, how often, what is unerased", ("node", "what")),
+        Metric(
+            "store_transfers_failed",
+            "gauge",
+            "Transfers that failed at the store: unverified, failed",
+            ("node", "what"),
+        ),
         Metric("store_removed", "gauge", "Files that were no records when the disk was opened", ("node", "what")),
         Metric("requests", "counter", "Calls of gateways", ("call", "outcome")),
         Metric("sockets", "gauge", "Open sockets of viewers at this gateway"),

@@ -31,10 +31,15 @@ METRICS = {
     "unerased": "store_degraded",
     "removed": "store_removed",
 }
+# What is counted from the first read on, so that the first failure is a change and not a new name.
+HITS, MISSES, FAILED = ("host", "queue", "disk"), ("absent", "damaged", "foreign", "io"), ("unverified", "failed")
+REMOVED = ("temporary", "orphan", "damaged", "cut off", "unknown")
 
 
 def metric_of(name: str) -> str | None:
     """The metric that a number of ``RestoreStore.statistics`` belongs to, if one."""
+    if name.startswith("transfer_failed_"):
+        return "store_transfers_failed"
     return METRICS.get(name.partition("_")[0], "store_bytes" if "bytes" in name else None)
 
 
@@ -160,6 +165,8 @@ class RestoreStore:
     def statistics(self) -> dict[str, float]:
         """Bytes and counts of both: of host memory as they are, ``disk_``, ``queued_``, ``hits_``, ``misses_``."""
         tier, vault = self.tier.statistics(), self.vault.statistics()
+        hits, misses = dict.fromkeys(HITS, 0) | tier.hits, dict.fromkeys(MISSES, 0) | tier.misses
+        dock = {f"failed_{what}": 0 for what in FAILED} | self.dock.statistics()
         found: dict[str, float] = {
             "bytes_held": tier.host.bytes_held,
             "budget_bytes": tier.host.budget_bytes,
@@ -172,12 +179,13 @@ class RestoreStore:
             "degraded": float(bool(tier.degraded)),
             "degradations": tier.degradations,
             "unerased": tier.unerased,
-            **{f"hits_{where}": count for where, count in tier.hits.items()},
-            **{f"misses_{reason}": count for reason, count in tier.misses.items()},
+            **{f"hits_{where}": count for where, count in hits.items()},
+            **{f"misses_{reason}": count for reason, count in misses.items()},
             **{f"vault_{name}": value for name, value in vault.items()},
-            **{f"transfer_{name}": value for name, value in self.dock.statistics().items()},
+            **{f"transfer_{name}": value for name, value in dock.items()},
         }
         if tier.disk is not None:
+            removed = dict.fromkeys(REMOVED, 0) | tier.disk.removed
             found |= {
                 "disk_bytes_held": tier.disk.bytes_held,
                 "disk_budget_bytes": tier.disk.budget_bytes,
@@ -185,7 +193,7 @@ class RestoreStore:
                 "disk_records": tier.disk.records,
                 "dropped_disk_key_values": tier.disk.dropped_key_values,
                 "dropped_disk_latents": tier.disk.dropped_latents,
-                **{f"removed_{what.replace(' ', '_')}": count for what, count in tier.disk.removed.items()},
+                **{f"removed_{what.replace(' ', '_')}": count for what, count in removed.items()},
             }
         return found
 

@@ -14,6 +14,13 @@ from cache.transfer import Lease, SlotBook
 from errors import ConfigError, IntegrityError, PeerGone, RecordCorrupt, SlotRecycled, TransferFailed, TransferPending
 
 LOG = logging.getLogger("longtake.store")
+FAILURES: dict[type[Exception], str] = {  # what a failure is counted as: the first that it is one of
+    RecordCorrupt: "unverified",
+    SlotRecycled: "recycled",
+    PeerGone: "gone",
+    TransferPending: "pending",
+    TransferFailed: "failed",
+}
 
 
 @dataclass(frozen=True)
@@ -179,14 +186,7 @@ class Staging:
 
     def failed(self, error: Exception) -> None:
         """Count a transfer that failed."""
-        kinds = {
-            RecordCorrupt: "unverified",
-            SlotRecycled: "recycled",
-            PeerGone: "gone",
-            TransferPending: "pending",
-            TransferFailed: "failed",
-        }
-        for kind, name in kinds.items():
+        for kind, name in FAILURES.items():
             if isinstance(error, kind):
                 self.failures[name] += 1
                 LOG.warning("a transfer failed", extra={"reason": str(error)})

@@ -97,7 +97,9 @@ class StepLoop:
         with TRACER.start_as_current_span("step", attributes={"sessions": [live.id for live in batch]}):
             began = time.perf_counter()
             stepped: dict[str, Stepped] = await self.compute.now(self.worker.step, [live.id for live in batch])
-            self.times.observe(len(batch), self._lapse("compute", began) - began)
+            seconds = self._lapse("compute", began) - began
+            self.times.observe(len(batch), seconds)
+            self.meter.add("step_seconds", seconds)
             self.meter.observe("batch_sessions", len(batch))
             entries = [one.entry for one in stepped.values() if one.entry is not None]
             shown = self.spawn(self._shown(self.compute.show(stepped)))
@@ -191,6 +193,7 @@ class StepLoop:
         self.slack.observe(now, deadline(piece.index, live.viewers, live.seconds) - now)
         self.meter.add("deadline_misses", live.publish(piece, now))
         self.meter.add("chunks")
+        self.meter.add("media_seconds", live.seconds)
         self.meter.observe("drift_score", piece.drift)
         for (action, kind), count in note.decisions.items():
             self.meter.add("decisions", count, action=action, type=kind)
@@ -277,6 +280,9 @@ class StepLoop:
         """Set all gauges of this generator."""
         for state in State:
             self.meter.set("sessions", sum(live.state is state for live in self.sessions.values()), state=state)
+        now, starting = self.clock(), (x.state is State.RUNNING and not x.shown for x in self.sessions.values())
+        self.meter.set("starting", sum(starting))
+        self.meter.set("stalled", sum(live.owes(now) for live in self.sessions.values()))
         self.meter.set("viewers", sum(len(live.watching) for live in self.sessions.values()))
         self.meter.set("unpublished", sum(live.in_flight > 0 for live in self.sessions.values()))
         for name, tags, value in await self.between(self.worker.measures):

@@ -17,6 +17,7 @@ need() {
 }
 command -v chromium-browser >/dev/null || need chromium chromium "the pages are tested in a real browser"
 need redis-server redis-server "the journal is tested with a real Redis"
+need prometheus prometheus "dashboards and alerts are tested with a real Prometheus"
 
 # Two test processes that each use all cores slow each other down fifty-fold.
 export OMP_NUM_THREADS=1

@@ -21,7 +21,7 @@ ORDER = [
     {"errors"},
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
-OUTSIDE = {"bench", "k8s", "tests", "training"}
+OUTSIDE = {"bench", "k8s", "monitoring", "tests", "training"}
 RESTRICTED = {"ray": {"serve_app", "actors"}, "triton": {"kernels"}}
 SOURCES = sorted(
     path for path in ROOT.rglob("*.py") if not {".venv", "build", "node_modules"} & set(path.relative_to(ROOT).parts)
@@ -62,6 +62,13 @@ def test_sizes_follow_from_the_books_alone() -> None:
     """What a plan is computed from needs no tensors, no model and no machine."""
     for path in (ROOT / "sizing").rglob("*.py"):
         assert imported(path) <= {*sys.stdlib_module_names, "sizing", "cache", "wire", "errors"}, path
+
+
+def test_monitoring_knows_the_declarations_and_nothing_else_of_us() -> None:
+    for path in (ROOT / "monitoring").rglob("*.py"):
+        ours = imported(path) & (set(RANK) | OUTSIDE)
+        assert ours <= {"actors", "errors", "monitoring"}, path
+        assert "from actors" not in path.read_text().replace("from actors.metrics", ""), path
 
 
 def test_nixl_is_imported_in_one_file_when_it_is_asked_for() -> None:

@@ -1,8 +1,12 @@
-"""The service on a real Ray cluster: sticky sessions, even placement, media through Serve, and what a death costs."""
+"""The service on a real Ray cluster: sticky sessions, even placement, media through Serve, and what a death costs.
+
+A real Prometheus scrapes it all the while, and in the end every panel and alert must have had something to show.
+"""
 
 import asyncio
 import io
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -13,26 +17,38 @@ ray = pytest.importorskip("ray")
 
 from ray import serve  # noqa: E402
 from ray.util import list_named_actors  # noqa: E402
+from websockets.asyncio.client import connect  # noqa: E402
 
-from actors.remote import DIRECTORY, LEDGER, NAMESPACE, session_folder  # noqa: E402
+from actors.remote import DIRECTORY, LEDGER, NAMESPACE, STORE, session_folder  # noqa: E402
 from client import Client  # noqa: E402
 from errors import NoCapacity, UnknownSession  # noqa: E402
 from media.reading import read  # noqa: E402
+from monitoring import alerts, dashboards  # noqa: E402
+from monitoring.plot import View  # noqa: E402
+from monitoring.prometheus import Prometheus  # noqa: E402
+from monitoring.reading import filled  # noqa: E402
 from serve_app import NAME, application  # noqa: E402
 from settings import load  # noqa: E402
+from tests.prometheus import EVERY_S, prometheus  # noqa: E402
 from tests.service import QUICK  # noqa: E402
 from tests.test_web import eventually, page_of  # noqa: E402
+from wire import pack_message, unpack_message  # noqa: E402
 
 PORT = 8123
 BALL, RING = "a red ball bouncing in a blue room", "a black ring bouncing in a yellow room"
+PATIENCE_S, LEAD, WINDOW = 12.0, 4, f"{4 * EVERY_S}s"
+SKIPPED = {"a GPU": "this test runs on a CPU"}  # what panels and alerts may need, and why they need not have it here
 
 
 @pytest.fixture(scope="module")
-def service() -> Iterator[str]:
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     settings = load(environ={**QUICK, "LONGTAKE_ENGINE__SESSIONS": "2", "LONGTAKE_SERVICE__GENERATORS": "2"})
-    settings = replace(settings, service=replace(settings.service, cpus=0.5))
+    disk = replace(settings.service.restore, disk=str(tmp_path_factory.mktemp("disk")))
+    pace = replace(settings.service.pace, patience_s=PATIENCE_S, lead=LEAD)
+    settings = replace(settings, service=replace(settings.service, cpus=0.5, restore=disk, pace=pace))
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  15 by default: on a busy machine nothing would start in time
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    quick = {"metrics_report_interval_ms": 1000}
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, _system_config=quick)
     try:
         serve.start(http_options={"port": PORT})
         serve.run(application(settings), name=NAME)
@@ -40,6 +56,13 @@ def service() -> Iterator[str]:
     finally:
         serve.shutdown()
         ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def scraped(service: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    targets = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes()]
+    with prometheus(tmp_path_factory.mktemp("prometheus"), targets) as found:
+        yield found
 
 
 def test_sessions_are_placed_evenly_and_always_meet_their_own_state(service: str) -> None:
@@ -176,6 +199,65 @@ def test_a_stream_goes_on_when_its_ledger_shard_is_killed_and_no_epoch_is_lost(s
             await client.stop(session)
 
     asyncio.run(test())
+
+
+def test_every_panel_and_every_alert_has_data_in_a_prometheus_under_load(service: str, scraped: Prometheus) -> None:
+    begin = time.time()
+    asyncio.run(asyncio.wait_for(load_of_all_kinds(service), 120))
+    panels = [(d.name, p.title, p.needs, q.expression) for d in dashboards.ALL for p in d.panels for q in p.queries]
+    wanted = panels + [("alert", a.name, a.needs, a.value) for a in alerts.ALL]
+    missing = {(*_, filled(expression, WINDOW)) for *_, needs, expression in wanted if needs not in SKIPPED}
+    until = time.monotonic() + 30
+    while missing and time.monotonic() < until:
+        missing = {one for one in missing if not scraped.over(one[-1], begin, time.time(), 1)}
+        time.sleep(0.2)
+    assert not missing, "\n".join(map(str, sorted(missing)))
+    assert scraped.rules() == {alert.name: "ok" for alert in alerts.ALL}
+    drawn = View(scraped, time.time(), time.time() - begin, WINDOW, ".*").drawn(dashboards.VIEWERS)
+    assert all(axes.lines for axes in drawn.axes)
+
+
+async def load_of_all_kinds(service: str) -> None:
+    """Something of everything that is counted, but for what must not happen."""
+    async with Client(service) as client:
+        made = [(await client.create(BALL, subject="red ball", seed=seed))["session"] for seed in range(4)]
+        with pytest.raises(NoCapacity):
+            await client.create(RING)
+        async with client.watch(made[2]):  # who never says anything
+            await asyncio.gather(journey(client, made[0]), film(client, made[1], 16), never_ahead(service, made[3]))
+            async with asyncio.timeout(3 * PATIENCE_S):
+                while (await client.inspect(made[2]))["state"] != "paused":
+                    await asyncio.sleep(0.2)
+        for session in made[1:]:
+            await client.stop(session)
+        async with asyncio.timeout(30):
+            while all(one["taken"] for one in await client.generators()):
+                await asyncio.sleep(0.2)
+        await client.move(made[0])
+        store = next(a for a in list_named_actors(all_namespaces=True) if (a["name"] or "").startswith(STORE))
+        ray.kill(ray.get_actor(store["name"], NAMESPACE), no_restart=False)
+        await film(client, made[0], (await client.inspect(made[0]))["next_chunk"] + 12)
+        await client.stop(made[0])
+
+
+async def journey(client: Client, session: str) -> None:
+    """A take that leaves its scene, comes back, and lasts into another epoch."""
+    await client.cut(session, "hall", RING)
+    await film(client, session, 18)
+    await client.return_to(session, "opening")
+    await film(client, session, 40)
+
+
+async def never_ahead(service: str, session: str, chunks: int = 16) -> None:
+    """A player that has run dry whenever it says that it got something, so that the next chunk is late."""
+    url = f"{service.replace('http', 'ws')}/v1/sessions/{session}/watch?credits=8"
+    async with connect(url, max_size=None, compression=None) as socket:
+        while chunks:
+            message = unpack_message(await socket.recv(decode=False), None)
+            chunks -= message["type"] == "chunk"
+            if message["type"] == "chunk" and message["index"] % LEAD == LEAD - 1:
+                dry = {"type": "ack", "chunk": message["index"], "credits": 8, "buffered": 0.0}
+                await socket.send(pack_message(dry))
 
 
 async def film(client: Client, session: str, chunks: int = 4) -> bytes:

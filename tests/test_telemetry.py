@@ -5,15 +5,20 @@ import logging
 import subprocess
 import sys
 import threading
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+import torch
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from actors.gauges import gpu
+from actors.live import Live, State
 from actors.metrics import METRICS, Tally
 from actors.pace import Pace
+from actors.restore_store import RestoreStore, metric_of
 from actors.telemetry import JsonLines, Telemetry
 from actors.worker import Direction
 from errors import ConfigError
@@ -38,6 +43,10 @@ def test_a_take_is_counted_in_chunks_phases_batches_decisions_and_bytes() -> Non
             assert meter.sums["chunk_seconds", "total"] >= meter.sums["chunk_seconds", "compute"]
             assert (meter.counts["batch_sessions",], meter.sums["batch_sessions",]) == (14, 14)
             assert meter.counts["first_chunk_seconds",] == 1
+            assert meter.counts["media_seconds",] == pytest.approx(14 * made.seconds)
+            assert meter.counts["step_seconds",] == pytest.approx(meter.sums["chunk_seconds", "compute"])
+            assert (meter.gauges["starting",], meter.gauges["stalled",]) == (0, 0)
+            assert not [key for key in meter.gauges if key[0] == "gpu_bytes"]  # it runs on a CPU
             assert meter.counts["ledger_entries", "booked"] == 15
             assert meter.counts["decisions", "evict", "video_self"] > 0
             assert meter.counts["decisions", "cut", ""] == 1
@@ -47,6 +56,57 @@ def test_a_take_is_counted_in_chunks_phases_batches_decisions_and_bytes() -> Non
             assert held == meter.gauges["pool_bytes", "held"] > 0
 
     run(test)
+
+
+def test_a_session_is_starting_until_its_first_chunk_is_published_and_while_it_runs() -> None:
+    async def test() -> None:
+        meter = Tally()
+        async with generator(Pace(lead=2), meter=meter) as made:
+            starting = []
+            await made.create("a", BALL)
+            for state in (State.PAUSED, State.RUNNING):
+                made.sessions["a"].enter(state, made.clock())
+                made.sessions["a"].shown = False
+                await made.loop.measure()
+                starting.append(meter.gauges["starting",])
+            await take(made, "a", 3)
+            await made.loop.measure()
+            assert [*starting, meter.gauges["starting",]] == [0, 1, 0]
+
+    run(test)
+
+
+def test_a_session_owes_a_chunk_if_a_viewer_has_run_dry_and_it_has_not_been_made() -> None:
+    live = Live("a", Pace(lead=2), seconds=1.0, since=0.0)
+    viewer = live.attach("b", -1, False, 4, now=0.0)[0].viewer
+    assert not live.owes(100.0)  # it does not play: it takes what comes
+    viewer.acknowledge(-1, 4, 0.5, 0.0, live.pace)
+    assert (live.owes(0.4), live.owes(0.6)) == (False, True)
+    live.made, live.next_chunk = 2, 1
+    assert (live.owes(1.4), live.owes(1.6)) == (False, True)  # the second is on its way
+    live.next_chunk = 2
+    assert not live.owes(100.0)  # the viewer has all that may be made before it says that it got it
+    live.made, live.next_chunk = 0, 0
+    live.enter(State.PAUSED, 1.0)
+    assert not live.owes(100.0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_memory_of_a_gpu_is_told() -> None:
+    held = torch.zeros(1 << 20, device="cuda")
+    told = {tags["what"]: value for _, tags, value in gpu(held.device)}
+    assert 4 << 20 <= told["allocated"] <= told["reserved"] <= told["used"] <= told["capacity"]
+
+
+def test_what_a_store_has_failed_at_is_told_from_the_beginning() -> None:
+    """Prometheus sees a change of a value, but none where there was no value before."""
+    store = RestoreStore(1 << 20, 1 << 20)
+    told = defaultdict(dict)
+    for name, value in store.statistics().items():
+        told[metric_of(name)][name] = value
+    assert told["store_misses"] == {f"misses_{why}": 0 for why in ("absent", "damaged", "foreign", "io")}
+    assert told["store_hits"] == {f"hits_{where}": 0 for where in ("host", "queue", "disk")}
+    assert told["store_transfers_failed"] == {"transfer_failed_unverified": 0, "transfer_failed_failed": 0}
 
 
 def test_a_metric_that_is_not_declared_or_lacks_a_tag_is_refused() -> None:
