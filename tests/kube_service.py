@@ -14,7 +14,7 @@ def kube_service(ports: Callable[[], Sequence[int]]) -> Iterator[str]:
     """Passes connections on to one of ``ports()``, in a thread of its own; yields the URL."""
     loop, begun = asyncio.new_event_loop(), threading.Event()
     server: list[asyncio.Server] = []
-    turn = iter(range(1 << 62))
+    turn, ended = iter(range(1 << 62)), asyncio.Event()
 
     async def connected() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         among = list(ports())
@@ -43,14 +43,18 @@ def kube_service(ports: Callable[[], Sequence[int]]) -> Iterator[str]:
     async def begin() -> None:
         server.append(await asyncio.start_server(served, HOST, 0))
         begun.set()
-        with contextlib.suppress(asyncio.CancelledError):
-            await server[0].serve_forever()
+        async with server[0]:
+            await ended.wait()
 
-    thread = threading.Thread(target=lambda: loop.run_until_complete(begin()), name="kube-service", daemon=True)
+    def whole() -> None:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(begin())
+
+    thread = threading.Thread(target=whole, name="kube-service", daemon=True)
     thread.start()
     begun.wait()
     try:
         yield f"http://{HOST}:{server[0].sockets[0].getsockname()[1]}"
     finally:
-        loop.call_soon_threadsafe(server[0].close)
+        loop.call_soon_threadsafe(ended.set)
         thread.join(10)
