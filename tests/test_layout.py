@@ -16,7 +16,7 @@ ORDER = [
     {"streams"},
     {"models", "media"},
     {"sizing"},
-    {"cache", "kernels", "client", "web"},
+    {"cache", "kernels", "scaling", "client", "web"},
     {"wire"},
     {"errors"},
 ]

@@ -1,0 +1,1 @@
+"""Which generator has which session, and how many generators there are: decisions on snapshots, in plain Python."""
