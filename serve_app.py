@@ -20,7 +20,7 @@ from actors import serving
 from actors.deployments import GeneratorReplica, SegmenterReplica, gateway_builder
 from actors.remote import DIRECTORY, NAMESPACE, Around
 from actors.worker import Worker
-from settings import Settings, build_segmenter, build_worker, load, read_key
+from settings import ServiceSettings, Settings, build_segmenter, build_worker, load, read_key
 
 NAME, GENERATOR = "longtake", "generator"
 
@@ -60,10 +60,26 @@ def deploy_config(settings: str | dict[str, Any] | None, host: str, port: int) -
         "args": {} if settings is None else {"settings": settings},
         "deployments": [
             {"name": "gateway", "num_replicas": service.gateways},
-            {"name": GENERATOR, "num_replicas": service.generators, "user_config": {"pace": asdict(service.pace)}},
+            {"name": GENERATOR, **_replicas(service), "user_config": _user_config(service)},
         ],
     }
     return {"http_options": {"host": host, "port": port}, "applications": [own]}
+
+
+def _replicas(service: ServiceSettings) -> dict[str, Any]:
+    """How many generators Serve keeps, and how long one that it stops may take to give its sessions away."""
+    rules = service.rules
+    found: dict[str, Any] = {"graceful_shutdown_timeout_s": service.leave_s}
+    if rules.most == rules.least:
+        return found | {"num_replicas": rules.least}
+    bounds = {"min_replicas": rules.least, "max_replicas": rules.most}
+    at_once = {"upscale_delay_s": 0.0, "downscale_delay_s": 0.0, "look_back_period_s": 11.0}  # the rules wait
+    policy = {"policy": {"policy_function": "actors.autoscaling:generators_wanted"}}
+    return found | {"autoscaling_config": {**bounds, **at_once, **policy}}
+
+
+def _user_config(service: ServiceSettings) -> dict[str, Any]:
+    return {"pace": asdict(service.pace), "rules": asdict(service.rules)}
 
 
 def application(settings: Settings, build: Callable[..., Worker] = build_worker) -> Application:
@@ -78,7 +94,7 @@ def application(settings: Settings, build: Callable[..., Worker] = build_worker)
     generator: Any = serve.deployment(
         GeneratorReplica,
         name=GENERATOR,
-        num_replicas=service.generators,
+        **_replicas(service),
         ray_actor_options={
             "num_cpus": service.cpus,
             "num_gpus": service.gpus,
@@ -87,7 +103,7 @@ def application(settings: Settings, build: Callable[..., Worker] = build_worker)
         # Every viewer is one request that lasts; who may watch is for the pace to say.
         max_ongoing_requests=100 + settings.engine.sessions * (service.pace.viewers + 4),
         request_router_config=router,
-        user_config={"pace": asdict(service.pace)},
+        user_config=_user_config(service),
     )
     folder = Path(web.__file__).parent
     pages = gateway_builder(GENERATOR, service.limits, folder, service.telemetry, service.books_resources)

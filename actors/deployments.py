@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,9 +18,11 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError
 
+from actors.autoscaling import DECISION, WANTED
 from actors.backend import ServeBackend
 from actors.directory import BEAT_S, Standing
-from actors.fleet import ServeFleet
+from actors.fleet import OwnFleet, ServeFleet
+from actors.following import Follower
 from actors.gateway import gateway
 from actors.generator import Generator
 from actors.limits import Limits
@@ -28,13 +31,15 @@ from actors.order import Order
 from actors.pace import Pace
 from actors.ray_meter import RayMeter
 from actors.reel import Glimpse
-from actors.remote import Around, Handle, RemoteLedger, directory
+from actors.remote import Around, Handle, RemoteLedger, directory, is_head
 from actors.sites import Sites
+from actors.steering import Load, Orders
 from actors.telemetry import Carrier, Telemetry, begin, carrier, span
 from actors.worker import FAILURES, Vault, Worker
 from cache.tiers import RestoreTier
 from errors import ServiceError
 from models.segmenter import Finding, Segmenter
+from scaling.rules import Balance, Fleet, Rules
 
 LOG = logging.getLogger("longtake.generator")
 
@@ -90,9 +95,19 @@ class GeneratorReplica:
             meter=RayMeter(),
         )
         self._beats: list[asyncio.Task[None]] = []
+        backend = ServeBackend(serve.get_replica_context().deployment)
+        fleet = OwnFleet(backend, self._report, self.hand_over)
+        self.follower = Follower(Mover(fleet), self.name, lambda: bool(self.generator.sessions))
+        self.node, self.began, self.orders = ray.get_runtime_context().get_node_id(), time.time(), Orders()
+        self.head, self.rules = is_head(self.node), Rules()
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
-        """Serve's ``user_config``: the pace, which may change while sessions run. Called before the first request."""
+        """Serve's ``user_config``: pace and rules, which may change while sessions run.
+
+        Called before the first request.
+        """
+        rules = config["rules"]
+        self.rules = Rules(**rules | {"balance": Balance(**rules["balance"]), "fleet": Fleet(**rules["fleet"])})
         self.generator.repace(Pace(**config["pace"]))
         if not self._beats:
             self.generator.start()
@@ -176,11 +191,22 @@ class GeneratorReplica:
             raise RuntimeError("this generator no longer reports to the directory")
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Sessions that take a place, for an autoscaling policy."""
-        return {"sessions": float(len(self._held()))}
+        """Sessions that take a place, the slack, and how many generators there are to be, if that is decided."""
+        found = {"sessions": float(sum(bool(s["on"]) for s in self._held()))}
+        slack = self.generator.slack_s()
+        if slack != float("inf"):
+            found["slack_s"] = slack
+        if self.orders.generators:
+            found |= {WANTED: float(self.orders.generators), DECISION: float(self.orders.decision)}
+        return found
 
     def _held(self) -> list[dict[str, Any]]:
         return self.generator.held()
+
+    def _load(self) -> Load:
+        base_s, each_s = self.generator.loop.times.line()
+        slack_s, leaving = self.generator.slack_s(), self.follower.leaving
+        return Load(base_s, each_s, slack_s, self.node, self.head, self.began, leaving, self.rules)
 
     async def _told(self) -> None:
         """A session that the directory has heard of is an orphan, not lost, should this process end or give it away."""
@@ -192,9 +218,10 @@ class GeneratorReplica:
     async def _report(self) -> None:
         actor = ray.get_runtime_context().get_actor_name()
         standing: Standing = await self.directory.report.remote(
-            self.name, self.generator.capacity, self._held(), actor or "", self.sites.name, self.draining
+            self.name, self.generator.capacity, self._held(), actor or "", self.sites.name, self.draining, self._load()
         )
-        self.draining = standing.draining
+        self.draining, self.orders = standing.draining, standing.orders
+        self.follower.follow(standing.orders)
         self.sites.names = standing.stores
         if self.sites.mirrors != standing.stores[:1]:
             await self.generator.loop.between(self.sites.mirror)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from actors.steering import Load, Orders, Steering
 from errors import BadMessage, NoCapacity, UnknownSession
 
 GOES_ON = {"running", "paused"}
@@ -36,6 +37,7 @@ class Member:
     draining: bool = False
     sessions: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     promised: dict[str, float] = field(default_factory=dict)
+    load: Load = field(default_factory=Load)
 
     @property
     def taken(self) -> int:
@@ -46,10 +48,12 @@ class Member:
 
 @dataclass(frozen=True)
 class Standing:
-    """What a generator is told: whether it is drained, and the restore stores of others, the one to mirror to first."""
+    """What a generator is told: whether it is drained, the restore stores of others, the one to mirror to first, and
+    what it is to do."""
 
     draining: bool
     stores: tuple[str, ...]
+    orders: Orders = field(default_factory=Orders)
 
 
 class SessionDirectory:
@@ -66,6 +70,7 @@ class SessionDirectory:
         self.members: dict[str, Member] = {}
         self.home: dict[str, str] = {}  # session → member
         self.orphans: dict[str, tuple[float, Mapping[str, Any]]] = {}  # since when, and described
+        self.steering = Steering(silence_s)
 
     def report(
         self,
@@ -75,6 +80,7 @@ class SessionDirectory:
         actor: str = "",
         store: str = "",
         draining: bool = False,
+        load: Load | None = None,
     ) -> Standing:
         """What a generator holds now; each session has ``session``, ``owner``, ``on`` and what is listed of it.
 
@@ -95,12 +101,24 @@ class SessionDirectory:
         for session in held:
             self.orphans.pop(session, None)
         drains = draining if before is None else before.draining
-        self.members[member] = Member(capacity, now, actor, store, drains, held, kept)
+        self.members[member] = Member(capacity, now, actor, store, drains, held, kept, load or Load())
         self._bury(now)
-        return Standing(drains, self._stores(store))
+        self.steering.steer(now, self.members)
+        return Standing(self.members[member].draining, self._stores(store), self.steering.orders(member))
+
+    def stops(self, member: str) -> None:
+        """Ray Serve no longer sends requests to a generator: it has ended, or gives its sessions away and ends."""
+        self.steering.stops(member, self.members)
+
+    def goes_on(self, member: str) -> None:
+        """Ray Serve sends requests to a generator again."""
+        self.steering.goes_on(member, self.members)
 
     def place(self, session: str) -> str:
-        """Promise ``session`` a place where most are free; returns the generator. Raises ``NoCapacity``."""
+        """Promise ``session`` a place where it makes the slowest chunk least slow; returns the generator.
+
+        Raises ``NoCapacity``.
+        """
         self._bury(self.clock())
         best = self._reserved(session) or self._freest(self.members)
         self.members[best].promised[session] = self.clock()
@@ -137,10 +155,11 @@ class SessionDirectory:
     def _freest(self, among: Iterable[str]) -> str:
         members = {name: self.members[name] for name in among}
         free = {name: m.capacity - m.taken for name, m in members.items() if not m.draining}
-        best = max(sorted(free), key=lambda name: free[name], default=None)
-        if best is None:
+        if not free:
             raise NoCapacity("no generator has reported that takes sessions; they may be starting, or be drained")
-        if free[best] < 1:
+        best = self.steering.place(members)
+        if best is None:
+            self.steering.refused(self.clock())
             places = sum(members[name].capacity for name in free)
             raise NoCapacity(f"all {places} places of {len(free)} generators are taken; stop a session or come back")
         return best
@@ -154,6 +173,7 @@ class SessionDirectory:
     def undrain(self, member: str) -> None:
         """Place sessions in a generator again. Raises ``BadMessage``."""
         self._member(member).draining = False
+        self.steering.opened(member, self.members)
 
     def refuge(self, member: str) -> str:
         """Another generator, for what takes no place; raises ``NoCapacity`` if there is none that is not drained."""

@@ -1,5 +1,6 @@
 """The generators of the cluster and their directory, as whoever moves sessions between them calls them."""
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from actors.backend import ServeBackend
@@ -53,3 +54,26 @@ class ServeFleet(Fleet):
     async def shelter(self, session: str, member: str) -> None:
         with told_plainly():
             await self.backend.of(member).shelter.remote(session)
+
+
+class OwnFleet(ServeFleet):
+    """As one of the generators calls them: itself without a detour, for Serve sends nothing to one that it stops.
+
+    ``report`` tells the directory what this one holds, ``give`` hands one of its sessions over.
+    """
+
+    def __init__(
+        self, backend: ServeBackend, report: Callable[[], Awaitable[None]], give: Callable[[str], Awaitable[None]]
+    ) -> None:
+        super().__init__(backend)
+        self.report, self.give = report, give
+
+    async def drain(self, member: str) -> list[dict[str, Any]]:
+        with told_plainly():
+            await self.report()
+            found: list[dict[str, Any]] = await self.backend.directory.drain.remote(member)
+            return found
+
+    async def hand_over(self, session: str) -> None:
+        with told_plainly():
+            await self.give(session)

@@ -367,6 +367,10 @@ class Generator:
     def _told(self, live: Live) -> dict[str, Any]:
         return {**self.describe(live.id), "owner": live.owner, "on": live.state is not State.PAUSED}
 
+    def slack_s(self) -> float:
+        """How long before their deadlines chunks were published lately, the worst of them; infinite if nobody plays."""
+        return self.loop.slack.value(self.clock())
+
     async def measure(self) -> None:
         """Set all gauges."""
         await self.loop.measure()

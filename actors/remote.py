@@ -255,9 +255,18 @@ def near_the_head(settings: JournalSettings) -> dict[str, Any]:
     """Where a shard is to be: with a file, on the node that lives as long as the cluster, while that lives."""
     if settings.kind != "file":
         return {}
-    nodes: Any = ray.nodes()  # type: ignore[no-untyped-call]
-    heads = [node["NodeID"] for node in nodes if node["Alive"] and "node:__internal_head__" in node["Resources"]]
+    heads = _heads()
     return {"scheduling_strategy": NodeAffinitySchedulingStrategy(heads[0], soft=True)} if heads else {}
+
+
+def _heads() -> list[str]:
+    nodes: Any = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node["NodeID"] for node in nodes if node["Alive"] and "node:__internal_head__" in node["Resources"]]
+
+
+def is_head(node: str) -> bool:
+    """Whether a node is the cluster's head."""
+    return node in _heads()
 
 
 class RemoteLedger(Ledger):

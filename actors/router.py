@@ -27,6 +27,23 @@ class SessionRouter(RequestRouter):
         self._name, self._namespace = kwargs["directory"], kwargs["namespace"]
         self._known: OrderedDict[str, str] = OrderedDict()
         self._directory: Any = None
+        self._candidates: set[str] = set()
+        self._stopping: set[str] = set()
+
+    def update_replicas(self, replicas: list[RunningReplica]) -> None:
+        """Called by Serve when the candidates change; the directory is told who is no longer one, or is one again.
+
+        A replica gets no word of being stopped, and lives on for ``graceful_shutdown_timeout_s``: the directory has it
+        give its sessions away in that time.
+        """
+        super().update_replicas(replicas)
+        now = {replica.replica_id.unique_id for replica in replicas}
+        gone, back = self._candidates - now, self._stopping & now
+        self._candidates, self._stopping = now, (self._stopping | gone) - back
+        for name in gone:
+            self._actor().stops.remote(name)
+        for name in back:
+            self._actor().goes_on.remote(name)
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
@@ -57,8 +74,11 @@ class SessionRouter(RequestRouter):
 
     async def _find(self, session: str) -> str | None:
         self._known.pop(session, None)
+        async with asyncio.timeout(FIND_S):
+            found: str | None = await self._actor().find.remote(session)
+            return found
+
+    def _actor(self) -> Any:
         if self._directory is None:
             self._directory = ray.get_actor(self._name, self._namespace)
-        async with asyncio.timeout(FIND_S):
-            found: str | None = await self._directory.find.remote(session)
-            return found
+        return self._directory

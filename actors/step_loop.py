@@ -20,15 +20,17 @@ from actors.compute import Compute
 from actors.ledger_service import Entry
 from actors.live import OVER, Live, State
 from actors.metrics import Meter
-from actors.pace import Pace
+from actors.pace import Pace, deadline
 from actors.reel import Glimpse, Note, Piece
 from actors.worker import FAILURES, Made, Stepped, Worker
 from errors import FencedOff, LongtakeError, SessionOver, StreamError
 from models.segmenter import Finding
+from scaling.measuring import Least, StepTimes
 
 See = Callable[[Glimpse], Awaitable[Finding]]
 T = TypeVar("T")
 LONGEST_WAIT = 1.0  # seconds between two looks at who is idle
+SLACK_S = 10.0  # how long the worst slack is remembered
 LANDING_S = 5.0  # how long a commit waits for the restore store before it is booked without
 LOG, TRACER = logging.getLogger("longtake.generator"), trace.get_tracer("longtake")
 
@@ -43,6 +45,7 @@ class StepLoop:
         self.sessions: dict[str, Live] = {}
         self.compute = Compute(worker, clock)
         self.books = Bookkeeper(ledger, partial(self.between, worker.statement), meter, clock=clock)
+        self.times, self.slack = StepTimes(), Least(SLACK_S)
         self.task: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -94,7 +97,7 @@ class StepLoop:
         with TRACER.start_as_current_span("step", attributes={"sessions": [live.id for live in batch]}):
             began = time.perf_counter()
             stepped: dict[str, Stepped] = await self.compute.now(self.worker.step, [live.id for live in batch])
-            self._lapse("compute", began)
+            self.times.observe(len(batch), self._lapse("compute", began) - began)
             self.meter.observe("batch_sessions", len(batch))
             entries = [one.entry for one in stepped.values() if one.entry is not None]
             shown = self.spawn(self._shown(self.compute.show(stepped)))
@@ -185,6 +188,7 @@ class StepLoop:
         if not live.shown:
             live.shown = True
             self.meter.observe("first_chunk_seconds", now - live.created)
+        self.slack.observe(now, deadline(piece.index, live.viewers, live.seconds) - now)
         self.meter.add("deadline_misses", live.publish(piece, now))
         self.meter.add("chunks")
         self.meter.observe("drift_score", piece.drift)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from scaling.rules import Rules
 from scaling.snapshot import Generator, Snapshot
 
+HALF = 0.5  # of ``Fleet.busy``: with shorter steps it is not for the generators that chunks are late
+
 
 @dataclass(frozen=True)
 class Resized:
@@ -67,9 +69,13 @@ def needed(snapshot: Snapshot, busy: float, full: float, ahead_s: float) -> int:
 
 
 def _late(snapshot: Snapshot, rules: Rules) -> bool:
-    """Whether chunks come too close to their deadlines, and what was asked for has had the time to help."""
+    """Whether chunks come too close to their deadlines, and what was asked for has had the time to help.
+
+    Not where steps are short: there it is a viewer's own network that is late, which no generator helps.
+    """
     waits = snapshot.starting or snapshot.since_out_s < rules.fleet.start_s
-    slack = min((g.slack_s for g in snapshot.open), default=math.inf)
+    busy = [g for g in snapshot.open if g.latency_s >= HALF * rules.fleet.busy * snapshot.chunk_s]
+    slack = min((g.slack_s for g in busy), default=math.inf)
     return slack < rules.fleet.slack * snapshot.chunk_s and not waits
 
 

@@ -57,3 +57,28 @@ class Trend:
         if self._last is None or now > self._last[0]:
             self._last = now, value
         return self.rate
+
+
+@dataclass
+class Least:
+    """The least of what was observed in the last ``over_s`` to twice that; infinite if nothing was."""
+
+    over_s: float
+    _since: float = -math.inf
+    _now: float = math.inf
+    _before: float = math.inf
+
+    def observe(self, now: float, value: float) -> None:
+        """One observation."""
+        self._turn(now)
+        self._now = min(self._now, value)
+
+    def value(self, now: float) -> float:
+        """The least."""
+        self._turn(now)
+        return min(self._now, self._before)
+
+    def _turn(self, now: float) -> None:
+        if now - self._since >= self.over_s:
+            self._before = self._now if now - self._since < 2 * self.over_s else math.inf
+            self._since, self._now = now, math.inf

@@ -14,20 +14,20 @@ class Balance:
         horizon_s: for how long what a move gains is counted; load does not stay as it is for longer.
         gain: a move takes at least this share off the slower of its two generators.
         settle_s: a session that has moved stays that long.
-        moves: most sessions on their way at once.
+        moves: most sessions on their way at once; 0 if sessions never move for the sake of balance.
     """
 
     move_s: float = 1.0
     horizon_s: float = 30.0
     gain: float = 0.08
     settle_s: float = 20.0
-    moves: int = 2
+    moves: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.gain < 1:
             raise ConfigError(f"balance.gain is {self.gain}; expected a share between 0 and 1")
-        if self.moves < 1:
-            raise ConfigError(f"balance.moves is {self.moves}; expected at least 1")
+        if self.moves < 0:
+            raise ConfigError(f"balance.moves is {self.moves}; expected 0 or more")
         for name in ("move_s", "horizon_s", "settle_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"balance.{name} is {getattr(self, name)}; expected more than 0 seconds")
@@ -42,7 +42,7 @@ class Fleet:
         calm: with one generator less, a step would still take no more than this share; then there is one less.
         full, empty: the same for the share of places that are taken.
         slack: share of a chunk's media time; chunks that come closer to their deadlines ask for one generator more,
-            whatever steps are expected to take.
+            where steps take at least half of ``busy``.
         start_s: how long it takes until a generator that is asked for is there; load is looked ahead as far.
         out_s, in_s: between asking for generators twice, and between giving up generators twice.
         share: most of all generators that are given up at once; at least one.

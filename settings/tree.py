@@ -19,6 +19,7 @@ from cache.policies import ALL, Policy
 from cache.tiered_config import TiersConfig
 from errors import ConfigError, GeometryError
 from media.encoding import Encoding
+from scaling.rules import Balance, Fleet, Rules
 from sizing import known_model
 from streams.durability import Durability
 from streams.engine import EngineConfig
@@ -101,6 +102,9 @@ class ServiceSettings:
             name; so each goes to the nodes that have these. By default none.
         books_resources: the same for a shard of the ledger service and for the session directory, which go anywhere
             otherwise, and keep Ray's autoscaler from taking an idle node away that they are on.
+        generators_max: generators that there are at most, as sessions and slack want; by default always ``generators``.
+        fleet: when generators are added and taken away, see ``Fleet``; ``balance``: when sessions move between them.
+        leave_s: how long a generator that Ray Serve stops has to give its sessions away.
         cpus, gpus: of one generator, as Ray counts them; a fraction of a GPU is allowed.
         ledgers: shards of the ledger service; ``journal``: what their books survive in.
         segmenters: replicas of the segmenter, where ``segmenter.kind`` wants one; ``segmenter_gpus`` of each.
@@ -132,6 +136,10 @@ class ServiceSettings:
     generator_resources: dict[str, float] = field(default_factory=dict)
     segmenter_resources: dict[str, float] = field(default_factory=dict)
     books_resources: dict[str, float] = field(default_factory=dict)
+    generators_max: int | None = None
+    fleet: Fleet = field(default_factory=Fleet)
+    balance: Balance = field(default_factory=Balance)
+    leave_s: float = 20.0
     cpus: float = 1.0
     gpus: float = 0.0
     ledgers: int = 1
@@ -166,6 +174,13 @@ class ServiceSettings:
                     raise ConfigError(
                         f"service.{name}_resources has {resource!r}: {amount}; expected a custom resource, above 0"
                     )
+        if self.generators_max is not None and self.generators_max < self.generators:
+            raise ConfigError(
+                f"service.generators_max is {self.generators_max}; expected at least service.generators, which is "
+                f"{self.generators}"
+            )
+        if not self.leave_s > 0:
+            raise ConfigError(f"service.leave_s is {self.leave_s}; expected more than 0 seconds")
         if not 0.0 <= self.restore_share <= 1.0:
             raise ConfigError(f"service.restore_share is {self.restore_share}; expected a part between 0 and 1")
         if self.durability == "kv" and not self.restore.lossless:
@@ -179,6 +194,11 @@ class ServiceSettings:
                 f"service.mirror is {self.mirror!r} with store {self.store!r} and durability {self.durability!r}; "
                 "expected a store per node, and durability latents or kv"
             )
+
+    @property
+    def rules(self) -> Rules:
+        """Of placement and of the number of generators."""
+        return Rules(self.generators, self.generators_max or self.generators, self.balance, self.fleet)
 
 
 @with_config(STRICT)

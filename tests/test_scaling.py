@@ -213,9 +213,11 @@ def test_a_session_goes_where_it_makes_the_slowest_chunk_least_slow_not_where_fe
 
 def test_a_move_is_made_when_it_pays_and_not_when_the_session_would_stand_still_for_longer_than_it_saves() -> None:
     snapshot = Snapshot(CHUNK_S, fleet([0.1, 0.1, 0.1, 0.1], [0.1]))
-    rules = Rules(2, 2, Balance(move_s=1.0, horizon_s=30.0))
+    rules = Rules(2, 2, Balance(move_s=1.0, horizon_s=30.0, moves=2))
     assert decide(snapshot, rules).moves == (Move("a0", "a", "b"),)
-    assert decide(snapshot, Rules(2, 2, Balance(move_s=6.0, horizon_s=30.0))).moves == ()  # 0.1 s of 46 chunks: 4.7 s
+    assert (
+        decide(snapshot, Rules(2, 2, Balance(move_s=6.0, horizon_s=30.0, moves=2))).moves == ()
+    )  # 0.1 s of 46 chunks: 4.7 s
     assert decide(replace(snapshot, moving=2), rules).moves == ()
 
 
@@ -236,12 +238,14 @@ def test_generators_are_added_before_slack_is_gone_and_no_more_while_they_start(
     assert resize(replace(full, growth=1e9), rules).add == 7
 
 
-def test_chunks_that_come_close_to_their_deadlines_ask_for_a_generator_whatever_steps_should_take() -> None:
+def test_chunks_that_come_close_to_their_deadlines_ask_for_a_generator_unless_steps_are_short() -> None:
     rules = Rules(1, 4)
-    late = Snapshot(CHUNK_S, tuple(replace(g, slack_s=0.05) for g in fleet([0.05])))
+    late = Snapshot(CHUNK_S, tuple(replace(g, slack_s=0.05) for g in fleet([0.2])))
     assert resize(late, rules).add == 1
     assert resize(replace(late, since_out_s=20.0), rules).add == 0  # the one that was added has not come yet
     assert not resize(replace(late, generators=late.generators + fleet([], [])[1:]), Rules(1, 2)).drain
+    slow_network = Snapshot(CHUNK_S, tuple(replace(g, slack_s=-9.0) for g in fleet([0.05])))
+    assert resize(slow_network, rules).add == 0
 
 
 def test_the_emptiest_is_drained_unless_another_would_be_taken_away_and_comes_back_before_one_is_started() -> None:
@@ -303,7 +307,7 @@ def test_a_trend_follows_what_grows_and_forgets_what_has_stopped() -> None:
         (lambda: Fleet(share=0.0), r"fleet\.share"),
         (lambda: Fleet(in_s=-1.0), r"fleet\.in_s"),
         (lambda: Balance(gain=0.0), r"balance\.gain"),
-        (lambda: Balance(moves=0), r"balance\.moves"),
+        (lambda: Balance(moves=-1), r"balance\.moves"),
         (lambda: Balance(settle_s=0.0), r"balance\.settle_s"),
     ],
 )

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 
 from ray.serve import Application  # noqa: E402
+from ray.serve.config import AutoscalingConfig  # noqa: E402
 from ray.serve.schema import ServeDeploySchema  # noqa: E402
 
 import serve_app  # noqa: E402
@@ -34,6 +35,23 @@ def test_what_serve_deploy_takes_is_valid_and_holds_the_settings(tmp_path: Path)
     assert generator.num_replicas == 2
     assert generator.user_config["pace"]["lead"] == 3  # may be changed while sessions run
     assert isinstance(serve_app.app(serve_app.Arguments(**own.args)), Application)
+
+
+def test_generators_are_scaled_by_the_directory_when_settings_say_so_and_fixed_otherwise() -> None:
+    fixed = serve_app.deploy_config(SETTINGS, "127.0.0.1", 8000)["applications"][0]["deployments"][1]
+    assert (fixed["num_replicas"], "autoscaling_config" in fixed) == (2, False)
+    scaled = {"service": {"generators": 2, "generators_max": 6, "leave_s": 90.0, "balance": {"moves": 2}}}
+    plain = serve_app.deploy_config(scaled, "127.0.0.1", 8000)
+    generator = ServeDeploySchema.model_validate(plain).applications[0].deployments[1]
+    assert generator.graceful_shutdown_timeout_s == 90.0
+    assert (generator.autoscaling_config["min_replicas"], generator.autoscaling_config["max_replicas"]) == (2, 6)
+    config = AutoscalingConfig.model_validate(generator.autoscaling_config)
+    assert config.policy.get_policy().__name__ == "generators_wanted"
+    rules = generator.user_config["rules"]
+    assert (rules["least"], rules["most"], rules["balance"]["moves"]) == (2, 6, 2)
+    assert isinstance(serve_app.app(serve_app.Arguments(settings=scaled)), Application)
+    with pytest.raises(ConfigError, match=r"service\.generators_max is 1; expected at least service\.generators"):
+        serve_app.deploy_config({"service": {"generators": 2, "generators_max": 1}}, "127.0.0.1", 8000)
 
 
 def test_the_application_is_built_of_a_file_of_plain_settings_or_of_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,61 @@
+"""A generator does what the directory orders: it gives sessions away while they are watched, one after the other."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from actors.movement import Mover
+from actors.steering import Orders
+from errors import LongtakeError
+
+AGAIN_S = 2.0  # between two attempts to give away what found no place
+LOG = logging.getLogger("longtake.generator")
+
+
+class Follower:
+    """Carries orders out on the side, one at a time.
+
+    Args:
+        mover: of a fleet whose ``drain`` and ``hand_over`` reach this generator even while Ray Serve stops it.
+        member: this generator's name.
+        busy: whether it has any sessions.
+    """
+
+    def __init__(self, mover: Mover, member: str, busy: Callable[[], bool]) -> None:
+        self.mover, self.member, self.busy = mover, member, busy
+        self.leaving = False
+        self._task: asyncio.Task[None] | None = None
+        self._moves: dict[str, str] = {}
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is being carried out."""
+        return self._task is None or self._task.done()
+
+    def follow(self, orders: Orders) -> None:
+        """Take orders; those before are carried out first, but for moves once all sessions are to go."""
+        self.leaving = orders.leave
+        self._moves |= dict(orders.moves)
+        if self.idle:
+            if orders.leave and self.busy():
+                self._moves.clear()
+                self._task = asyncio.create_task(self._leave())
+            elif self._moves:
+                self._task = asyncio.create_task(self._move())
+
+    async def _leave(self) -> None:
+        """Give everything away; what has no place stays, and is tried again at the next order."""
+        try:
+            done = await self.mover.drain(self.member)
+            LOG.info("sessions given away", extra={"moved": len(done.moved), "stayed": len(done.stayed)})
+        except LongtakeError as error:
+            LOG.warning("sessions could not be given away", extra={"reason": str(error)})
+        await asyncio.sleep(AGAIN_S)
+
+    async def _move(self) -> None:
+        while self._moves:
+            session, to = self._moves.popitem()
+            try:
+                await self.mover.move(session, to)
+            except LongtakeError as error:  # it has ended, or the place is gone: it stays
+                LOG.warning("session could not be moved", extra={"session": session, "reason": str(error)})
