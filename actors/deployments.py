@@ -190,7 +190,7 @@ class GeneratorReplica:
         if any(beat.done() for beat in self._beats):
             raise RuntimeError("this generator no longer reports to the directory")
 
-    def record_autoscaling_stats(self) -> dict[str, float]:
+    async def record_autoscaling_stats(self) -> dict[str, float]:
         """Sessions that take a place, the slack, and how many generators there are to be, if that is decided."""
         found = {"sessions": float(sum(bool(s["on"]) for s in self._held()))}
         slack = self.generator.slack_s()

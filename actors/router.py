@@ -40,10 +40,13 @@ class SessionRouter(RequestRouter):
         now = {replica.replica_id.unique_id for replica in replicas}
         gone, back = self._candidates - now, self._stopping & now
         self._candidates, self._stopping = now, (self._stopping | gone) - back
-        for name in gone:
-            self._actor().stops.remote(name)
-        for name in back:
-            self._actor().goes_on.remote(name)
+        try:
+            for name in gone:
+                self._actor().stops.remote(name)
+            for name in back:
+                self._actor().goes_on.remote(name)
+        except ValueError:  # the service is being taken down, and the directory is gone already
+            LOG.warning("there is no session directory to tell of replicas")
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
