@@ -91,6 +91,15 @@ def test_the_books_need_no_tensors() -> None:
             assert "torch" not in imported(path), path
 
 
+def test_what_decides_about_the_fleet_needs_the_standard_library_and_has_no_clock() -> None:
+    import sys
+
+    for path in (ROOT / "scaling").rglob("*.py"):
+        names = imported(path)
+        assert not names - set(sys.stdlib_module_names) - {"errors", "scaling", "wire"}, path
+        assert not {"time", "datetime", "random"} & names, path
+
+
 def test_only_settings_reads_the_environment() -> None:
     for path in SOURCES:
         if owner(path) in OUTSIDE | {"settings"}:

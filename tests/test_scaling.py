@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from errors import ConfigError
 from scaling.decide import Decisions, decide
 from scaling.fleet import needed, resize
-from scaling.measuring import StepTimes, Trend, fitted
+from scaling.measuring import Least, StepTimes, Trend, fitted
 from scaling.placement import Move, place
 from scaling.rules import Balance, Fleet, Rules
 from scaling.snapshot import Generator, Session, Snapshot
@@ -297,6 +297,20 @@ def test_a_trend_follows_what_grows_and_forgets_what_has_stopped() -> None:
     for second in range(100, 200):
         trend.observe(float(second), 50.0)
     assert trend.rate == pytest.approx(0.0, abs=1e-3)
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 4.0), st.floats(-5.0, 5.0)), min_size=1, max_size=40))
+def test_the_least_is_that_of_the_last_ten_seconds_or_of_up_to_twice_as_many(steps: list[tuple[float, float]]) -> None:
+    least, seen, now = Least(10.0), [], 0.0
+    assert least.value(0.0) == math.inf
+    for wait, value in steps:
+        now += wait
+        least.observe(now, value)
+        seen.append((now, value))
+        found = least.value(now)
+        assert found <= min(v for t, v in seen if now - t < 10.0)
+        assert found >= min(v for t, v in seen if now - t <= 24.0)
+    assert least.value(now + 40.0) == math.inf
 
 
 @pytest.mark.parametrize(
