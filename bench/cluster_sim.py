@@ -27,9 +27,9 @@ WORST, COST = 0.375, 0.372  # TurboServe, arXiv 2606.19271, on its own traces
 PEAK_BUSY = 0.8  # of a chunk's time, for the fixed cluster at the peak
 SEEDS = (1, 2, 3)
 BURSTS = (1.0, 2.0, 4.0, 8.0, 12.0)
-BUSY = (0.45, 0.5, 0.55, 0.65, 0.8)
+BUSY = (0.45, 0.55, 0.65, 0.8)
 FIXED = (0.5, 0.65, 0.8, 0.95)
-STARTS = (5.0, 15.0, 30.0, 60.0)
+STARTS = (5.0, 30.0, 60.0)
 OURS, NO_MOVES = "ours", "ours, no moves"
 FIXED_NAME = "fixed, fewest"
 
@@ -59,6 +59,8 @@ def contenders(trace: Trace, costs: Costs) -> list[Contender]:
         Contender("fixed, hash", count, "hash"),
         Contender(FIXED_NAME, count, "sessions"),
         Contender("fixed, least load", count, "load"),
+        Contender("as many GPUs, placed by rules", rules=replace(rules(costs), least=count, most=count), moves=False),
+        Contender("as many GPUs, moves too", rules=replace(rules(costs), least=count, most=count)),
         Contender(NO_MOVES, rules=rules(costs), moves=False),
         Contender(OURS, rules=rules(costs)),
     ]
@@ -122,34 +124,43 @@ def compare(report: Report, shape: Shape, costs: Costs, seeds: Sequence[int]) ->
     return found
 
 
-def both(trace: Trace, costs: Costs, shape: Shape, busy: float = 0.55) -> tuple[Outcome, Outcome]:
-    """Ours, and the fixed cluster."""
-    fixed = Contender(FIXED_NAME, provisioned(trace, costs, PEAK_BUSY), "sessions")
-    ours = Contender(OURS, rules=rules(costs, busy))
-    return run(trace, costs, ours, shape.seconds), run(trace, costs, fixed, shape.seconds)
-
-
 def sweeps(report: Report, shape: Shape, costs: Costs, quick: bool) -> None:
-    """Where it pays and where it does not: bursts, the time that a GPU takes to start, the model, no idle phases."""
+    """Where it pays and where it does not: bursts, the time that a GPU takes to start, the model, idle phases."""
     cases: list[tuple[str, Shape, Costs]] = [
         *((f"bursts of {b:g} times", shape.burstier(b), costs) for b in BURSTS),
         *((f"a GPU starts in {s:g} s", shape, replace(costs, start_s=s)) for s in STARTS),
-        ("0.34 s a chunk alone, a third of the sessions", replace(shape, calm_rate=shape.calm_rate / 3),
-         replace(costs, solo_s=0.34)),
+        ("0.34 s a chunk alone", replace(shape, calm_rate=shape.calm_rate / 3), replace(costs, solo_s=0.34)),
+        ("put away after 60 s", shape, replace(costs, away_s=60.0)),
         ("nobody ever rests", replace(shape, active_s=1e9, calm_rate=shape.calm_rate / 2), costs),
-    ]  # fmt: skip
-    rows, figures = [], {}
+    ]
+    rows, figures = [], dict[str, dict[str, Any]]()
     with progress() as bar:
         for name, case, cost in bar.track(cases[:: 4 if quick else 1], description="sweeps"):
-            ours, fixed = both(draw(case, cost.away_s, SEEDS[0]), cost, case)
+            trace = draw(case, cost.away_s, SEEDS[0])
+            fixed, placed, ours = (
+                run(trace, cost, who, case.seconds, SEEDS[0])
+                for who in contenders(trace, cost)
+                if who.name in (FIXED_NAME, NO_MOVES, OURS)
+            )
             slow, dear = ours.worst_s / fixed.worst_s - 1, ours.gpu_hours / fixed.gpu_hours - 1
-            figures[name] = {"worst": slow, "cost": dear, "ours": asdict(ours), "fixed": asdict(fixed)}
-            times = (f"{1e3 * one.worst_s:.0f}" for one in (fixed, ours))
+            figures[name] = {
+                "worst": slow,
+                "cost": dear,
+                "fixed": _few(fixed),
+                "no moves": _few(placed),
+                OURS: _few(ours),
+            }
+            times = (f"{1e3 * one.worst_s:.0f}" for one in (fixed, placed, ours))
+            hours = (f"{one.gpu_hours:.1f}" for one in (fixed, placed, ours))
             late = (f"{one.misses:.3%}" for one in (fixed, ours))
-            rows.append([name, *times, f"{slow:+.1%}", f"{dear:+.1%}", *late])
-    columns = ["", "slowest, fixed, ms", "ours, ms", "change", "GPU cost", "late chunks, fixed", "ours"]
-    report.table("Other traces and costs, one seed each", columns, rows)
+            rows.append([name, *times, f"{slow:+.1%}", *hours, f"{dear:+.1%}", *late])
+    columns = ["", "slowest: fixed, ms", "no moves", "ours", "change", "GPU h: fixed", "no moves", "ours", "change"]
+    report.table("Other traces and costs, one seed each", [*columns, "late: fixed", "ours"], rows)
     report.figures["sweeps"] = figures
+
+
+def _few(outcome: Outcome) -> dict[str, Any]:
+    return {name: value for name, value in asdict(outcome).items() if name != "series"}
 
 
 def trade(report: Report, shape: Shape, costs: Costs, quick: bool) -> None:

@@ -52,7 +52,7 @@ def empty(board: Board, rules: Balance, budget: int) -> list[Move]:
 
 
 def even_out(board: Board, rules: Balance, chunk_s: float, budget: int) -> list[Move]:
-    """At most ``budget`` moves that pay, each from the slowest generator that a move makes faster.
+    """At most ``budget`` moves that pay, each out of one of the slowest generators: within ``gain`` of the slowest.
 
     A move pays if what it takes off the slower of the two, over the chunks of ``horizon_s``, is more than the time
     that the session stands still, and at least the share ``gain``. Both are faster then than the slower was, so that
@@ -60,8 +60,9 @@ def even_out(board: Board, rules: Balance, chunk_s: float, budget: int) -> list[
     """
     moves: list[Move] = []
     while len(moves) < budget:
-        sources = (s for s in board.seats.values() if not s.draining and s.sessions)
-        for source in sorted(sources, key=lambda s: (-s.latency_s, s.name)):
+        sources = sorted((s for s in board.seats.values() if not s.draining), key=lambda s: (-s.latency_s, s.name))
+        enough = (1 - rules.gain) * sources[0].latency_s if sources else 0.0
+        for source in (s for s in sources if s.latency_s >= enough):
             found = _relief(board, source, rules, chunk_s, {move.session for move in moves})
             if found is not None:
                 moves.append(_move(found[0], source, found[1]))
