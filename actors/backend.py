@@ -17,6 +17,8 @@ from actors.telemetry import carrier
 from errors import LongtakeError, NoCapacity, RecordLost, ServiceError, SessionMoved, UnknownSession
 
 RESCUE_S, PAUSE_S = 60.0, 0.25  # how long a session whose generator has gone is looked for, and how often
+AT = "@"  # between a session and its generator, for the router, which would go on asking the one that gave it away
+HOMES = 1024  # that are not told to the router yet; of one that is forgotten it asks the old generator once more
 OF_VIEWERS = {"acknowledge"}
 AGAIN = (NoCapacity, ServiceError, RecordLost)  # the last where a restore store does not answer: nothing was changed
 LOG = logging.getLogger("longtake.gateway")
@@ -47,6 +49,7 @@ class ServeBackend:
         self._deployment, self._resources = deployment, books_resources
         self._handle: Handle = None
         self._directory: Handle = None
+        self._homes: dict[str, str] = {}  # sessions that were found elsewhere, until the router is told
 
     @property
     def handle(self) -> Handle:
@@ -135,8 +138,10 @@ class ServeBackend:
         try:
             with told_plainly():
                 home, promised = await self.directory.rescue.remote(session)
+                self._moved(session, home)
                 if promised:
                     await self._taken_over(session)
+                    self._moved(session, home)
                 elif isinstance(error, UnknownSession):
                     if home in search.asked:
                         raise error
@@ -167,6 +172,7 @@ class ServeBackend:
                 with told_plainly():
                     home, promised = await self.directory.rescue.remote(session)
                 if promised:
+                    self._moved(session, home)
                     await self._taken_over(session)
                 return str(home)
             except UnknownSession:
@@ -182,6 +188,12 @@ class ServeBackend:
             found: list[dict[str, Any]] = await self.directory.listing.remote(owner)
             return found
 
+    def _moved(self, session: str, home: str) -> None:
+        self._homes[session] = home
+        while len(self._homes) > HOMES:
+            del self._homes[next(iter(self._homes))]
+
     def of(self, session: str) -> Handle:
-        """The generator that has a session, or is called that."""
-        return self.handle.options(session_id=session)
+        """The generator that has a session, or is called that; the router is told of one that was found elsewhere."""
+        home = self._homes.pop(session, "")
+        return self.handle.options(session_id=f"{session}{AT}{home}" if home else session)

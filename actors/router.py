@@ -10,6 +10,7 @@ from ray.serve.request_router import PendingRequest, RequestRouter, RunningRepli
 
 FIND_S = 1.0  # how long the directory is waited for before it is asked again
 LOG = logging.getLogger("longtake.gateway")
+AT = "@"  # as in ``actors.backend``: the session's name, and the generator that has it now
 KNOWN = 4096  # sessions whose generator is remembered
 
 
@@ -18,8 +19,9 @@ class SessionRouter(RequestRouter):
 
     A generator tells the directory of itself before Serve tells the routers, and dies before the directory notices: a
     request for one that is not among the candidates waits, as long as the directory believes in it. After that it goes
-    to any replica, which answers that it does not know the session. The keywords ``directory`` and ``namespace`` name
-    the directory's actor.
+    to any replica, which answers that it does not know the session. One that has moved between two generators which
+    both live is asked for by its name and its generator's, once. The keywords ``directory`` and ``namespace`` name the
+    directory's actor.
     """
 
     def initialize_state(self, **kwargs: Any) -> None:
@@ -52,11 +54,11 @@ class SessionRouter(RequestRouter):
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
         """The one replica that has the session, or all of them for a request of no session."""
-        session = "" if pending_request is None else pending_request.metadata.session_id
+        session, _, told = ("" if pending_request is None else pending_request.metadata.session_id).partition(AT)
         if not session or not candidate_replicas:
             return [candidate_replicas]
         by_name = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
-        home = self._known.get(session)
+        home = told or self._known.get(session)
         assert pending_request is not None
         pending_request.routing_context.should_backoff = True  # if none is found, or the directory says nothing
         if home not in by_name:
