@@ -95,7 +95,7 @@ class GeneratorReplica:
             meter=RayMeter(),
         )
         self._beats: list[asyncio.Task[None]] = []
-        backend = ServeBackend(serve.get_replica_context().deployment)
+        backend = ServeBackend(serve.get_replica_context().deployment, around.books_resources)
         fleet = OwnFleet(backend, self._report, self.hand_over)
         self.follower = Follower(Mover(fleet), self.name, lambda: bool(self.generator.sessions))
         self.node, self.began, self.orders = ray.get_runtime_context().get_node_id(), time.time(), Orders()
