@@ -102,7 +102,7 @@ def service(tmp_path: Path) -> Iterator[str]:
     listener = threading.Thread(target=listen, args=(process.stdout,))
     listener.start()
     try:
-        assert ready.wait(120)
+        assert ready.wait(240)
         assert process.poll() is None, "".join(said)
         yield f"http://127.0.0.1:{port}"
     finally:
@@ -120,6 +120,7 @@ async def begun(client: Client) -> str:
             await asyncio.sleep(0.5)
 
 
+@pytest.mark.timeout(500)
 def test_a_take_is_made_and_watched_without_rights(service: str) -> None:
     async def watch() -> list[int]:
         async with Client(service) as client:
