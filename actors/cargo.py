@@ -47,7 +47,7 @@ class Goods:
     @classmethod
     def of_key_values(cls, payload: KeyValues) -> "Goods":
         """Keys and values of a chunk."""
-        return cls([payload.tensor], [payload.slot, payload.role.value, payload.written])
+        return cls([payload.tensor], [payload.slot, payload.role.value, payload.written, payload.pages])
 
     @classmethod
     def of_latents(cls, latents: Latents) -> "Goods":
@@ -56,8 +56,8 @@ class Goods:
 
     def key_values(self) -> KeyValues:
         """What ``of_key_values`` was given."""
-        slot, role, written = self.rest
-        return KeyValues(self.tensors[0], slot, Role(role), written)
+        slot, role, written, pages = self.rest
+        return KeyValues(self.tensors[0], slot, Role(role), written, pages)
 
     def latents(self) -> Latents:
         """What ``of_latents`` was given."""

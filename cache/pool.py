@@ -3,7 +3,8 @@
 Every attention type has one tensor [layers, 2, pages, tokens, width]. A session leases as many pages per type as its
 budget has places; its page table maps a place to a page. Pages are reference counted: a fork shares its parent's pages
 until one of the two writes, and the shared bytes are counted once. A lease prefers a contiguous home range in which
-page = home + place, so that the occupied places of a session read as one contiguous view.
+page = home + place, so that the occupied places of a session read as one contiguous view. Where a spec says that pages
+are codes, the tensor is of codes, and each page has scales and zeros of its own (``Ends``).
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from cache.spec import TYPES, AttentionSpec, AttentionType
+from cache.spec import TYPES, AttentionSpec, AttentionType, PageFormat
 from errors import BudgetError, CacheError, IntegrityError, PoolExhausted
 
 
@@ -93,6 +94,35 @@ class Lease:
     tables: dict[AttentionType, dict[int, int]] = field(default_factory=lambda: {t: {} for t in TYPES})
 
 
+CODES: dict[PageFormat, torch.dtype] = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What the codes of each page are multiples of, and where zero is; float32, never shared by two pages.
+
+    Args:
+        key_scale, key_zero: [layers, pages, width], by channel.
+        value_scale: [layers, pages, tokens], by token.
+    """
+
+    key_scale: torch.Tensor
+    key_zero: torch.Tensor
+    value_scale: torch.Tensor
+
+    @classmethod
+    def empty(cls, spec: AttentionSpec, pages: int, device: torch.device) -> "Ends":
+        """Of ``pages`` pages, undefined until written."""
+        by_channel = torch.empty(2, spec.layers, pages, spec.width, device=device)
+        by_token = torch.empty(spec.layers, pages, spec.tokens_per_chunk, device=device)
+        return cls(by_channel[0], by_channel[1], by_token)
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """All three; the dimension of pages is the second of each."""
+        return self.key_scale, self.key_zero, self.value_scale
+
+
 @dataclass(frozen=True)
 class PoolStatistics:
     """Bytes by attention type: of the whole pool, leased to sessions, and held in pages (shared ones once)."""
@@ -118,15 +148,18 @@ class Pool:
         Raises:
             BudgetError: a spec was made for another element size than that of ``dtype``.
         """
+        stored = {t: dtype if s.pages == "exact" else CODES[s.pages] for t, s in specs.items()}
         for t in TYPES:
-            if specs[t].element_bytes != dtype.itemsize:
-                raise BudgetError(f"{t}: spec has {specs[t].element_bytes} bytes an element, {dtype} {dtype.itemsize}")
+            size = stored[t].itemsize
+            if specs[t].element_bytes != size:
+                raise BudgetError(f"{t}: spec has {specs[t].element_bytes} bytes an element, {stored[t]} {size}")
         self.specs = dict(specs)
-        self.device = torch.device(device)
+        self.dtype, self.device = dtype, torch.device(device)
         self.storage = {
-            t: torch.empty(s.layers, 2, pages[t], s.tokens_per_chunk, s.width, dtype=dtype, device=self.device)
+            t: torch.empty(s.layers, 2, pages[t], s.tokens_per_chunk, s.width, dtype=stored[t], device=self.device)
             for t, s in specs.items()
         }
+        self.ends = {t: Ends.empty(s, pages[t], self.device) for t, s in specs.items() if s.pages != "exact"}
         self.allocators = {t: PageAllocator(pages[t]) for t in TYPES}
         self.copied_on_write = 0
         self._next_lease = 0
@@ -188,6 +221,9 @@ class Pool:
             return page
         own = allocator.allocate(lease.id, place)
         self.storage[type][:, :, own] = self.storage[type][:, :, page]
+        if type in self.ends:
+            for tensor in self.ends[type].tensors:
+                tensor[:, own] = tensor[:, page]
         allocator.release(page)
         lease.tables[type][place] = own
         self.copied_on_write += 1

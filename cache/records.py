@@ -38,14 +38,15 @@ def parse_latents(plain: Plain) -> Latents:
 
 
 def plain_key_values(payload: KeyValues) -> Plain:
-    """Keys and values of a chunk, its slot, its role, and when it was written."""
-    return [plain_tensor(payload.tensor), payload.slot, payload.role.value, payload.written]
+    """Keys and values of a chunk, its slot, its role, when it was written, and the format of codes, if it is codes."""
+    codes = [] if payload.pages == "exact" else [payload.pages]
+    return [plain_tensor(payload.tensor), payload.slot, payload.role.value, payload.written, *codes]
 
 
 def parse_key_values(plain: Plain) -> KeyValues:
     """What ``plain_key_values`` was given."""
-    tensor, slot, role, written = plain
-    return KeyValues(parse_tensor(tensor), slot, Role(role), written)
+    tensor, slot, role, written, *codes = plain
+    return KeyValues(parse_tensor(tensor), slot, Role(role), written, *codes)
 
 
 def plain_record(record: Record) -> Plain:

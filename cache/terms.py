@@ -43,7 +43,7 @@ class Terms:
 
 def plain_terms(terms: Terms) -> Plain:
     """Terms as plain data. Raises ``ConfigError`` for a policy that is none of the shipped ones."""
-    sizes = [[t.value, s.layers, s.tokens_per_chunk, s.width, s.element_bytes] for t, s in terms.specs.items()]
+    sizes = [[t.value, *_sizes(spec)] for t, spec in terms.specs.items()]
     config = terms.config
     return {
         "version": VERSION,
@@ -70,6 +70,12 @@ def parse_terms(plain: Plain) -> Terms:
         plain["log_capacity"],
     )
     return Terms(specs, _parse_policy(plain["policy"]), config)
+
+
+def _sizes(spec: AttentionSpec) -> list[int | str]:
+    """What ``AttentionSpec`` takes behind its type; the format is said only where it is not the default one."""
+    sizes: list[int | str] = [spec.layers, spec.tokens_per_chunk, spec.width, spec.element_bytes]
+    return sizes if spec.pages == "exact" else [*sizes, spec.pages]
 
 
 def _plain_policy(policy: Policy) -> Plain:

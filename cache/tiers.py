@@ -15,8 +15,8 @@ import torch
 from cache.codec import BufferCodec, Exact, raw
 from cache.codecs import named
 from cache.keep_set import Role
-from cache.spec import AttentionType
-from errors import RecordLost
+from cache.spec import FORMATS, AttentionType, PageFormat
+from errors import RecordCorrupt, RecordLost
 
 HERE = "host"  # the tier that is memory of this process: a fetch from it is answered at once
 T = TypeVar("T")
@@ -63,13 +63,19 @@ class Latents:
 class KeyValues:
     """Keys and values of one chunk of one attention type [layers, 2, tokens, width]; keys encoded for ``slot``.
 
-    ``written``: operations on the books when it was written; books with fewer do not know of it.
+    ``written``: operations on the books when it was written; books with fewer do not know of it. ``pages``: format of
+    the pages that it was in; codes are [layers, bytes of a layer], uint8, with their scales and zeros.
     """
 
     tensor: torch.Tensor
     slot: int
     role: Role
     written: int = 0
+    pages: PageFormat = "exact"
+
+    def __post_init__(self) -> None:
+        if self.pages not in FORMATS:
+            raise RecordCorrupt(f"keys and values are of pages {self.pages!r}; expected one of {', '.join(FORMATS)}")
 
     @property
     def nbytes(self) -> int:
@@ -98,12 +104,18 @@ class PackedKeyValues(KeyValues):
 
     @classmethod
     def of(cls, payload: KeyValues, codec: BufferCodec) -> KeyValues:
-        """``payload`` packed by ``codec``; as it is, if it is packed already or ``codec`` does nothing."""
-        if isinstance(payload, PackedKeyValues) or isinstance(codec, Exact):
+        """``payload`` packed by ``codec``; as it is, if it is packed already or ``codec`` does nothing.
+
+        Codes of pages are as small as a lossy codec would make them, and none must touch them a second time.
+        """
+        if isinstance(payload, PackedKeyValues) or isinstance(codec, Exact) or payload.pages != "exact":
             return payload
         tensor = payload.tensor
         packed = torch.frombuffer(bytearray(codec.encode(tensor)), dtype=torch.uint8)
-        return cls(packed, payload.slot, payload.role, payload.written, codec.name, tensor.dtype, tuple(tensor.shape))
+        return cls(
+            packed, payload.slot, payload.role, payload.written,
+            codec=codec.name, dtype=tensor.dtype, shape=tuple(tensor.shape),
+        )  # fmt: skip
 
 
 @dataclass

@@ -46,6 +46,31 @@ class BlockTable:
         return self.pages == tuple(range(self.pages[0], self.pages[0] + len(self.pages)))
 
 
+@dataclass(frozen=True)
+class Own:
+    """The current chunk's own keys and values [rows, tokens, W], exact, beside pages of codes.
+
+    They are read instead of page ``pages[i]`` of the table of row i, which may not have been written yet.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    pages: tuple[int, ...]
+
+    def at(self, row: int, table: BlockTable) -> int:
+        """Where in its table a row's own page stands.
+
+        Raises:
+            ValueError: it is not there, or tokens of it are to be skipped.
+        """
+        if self.pages[row] not in table.pages:
+            raise ValueError(f"own page {self.pages[row]} of row {row} is not among {table.pages}")
+        at = table.pages.index(self.pages[row])
+        if at == 0 and table.skip_tokens:
+            raise ValueError(f"{table.skip_tokens} tokens of the chunk's own page are to be skipped; expected none")
+        return at
+
+
 def read(pages: torch.Tensor, table: BlockTable) -> torch.Tensor:
     """Tokens [tokens, W] of the table's pages out of ``pages`` [pages, tokens, W]; a view if they are consecutive."""
     if table.consecutive:
@@ -61,14 +86,17 @@ def attend(
     value_pages: ValuePages,
     tables: Sequence[BlockTable],
     heads: int,
+    own: Own | None = None,
 ) -> torch.Tensor:
     """Softmax attention of ``query`` [rows, queries, W], each row over its own pages; returns the shape of ``query``.
 
     ``key_pages`` and ``value_pages`` are [pages, tokens, W], or codes of that shape; W divides into ``heads``.
     """
     rows = []
-    for row, table in zip(query, tables, strict=True):
+    for i, (row, table) in enumerate(zip(query, tables, strict=True)):
         key, value = keys_of(key_pages, table, row.dtype), values_of(value_pages, table, row.dtype)
+        if own is not None:
+            key, value = (_with_own(x, own, i, table, new[i]) for x, new in ((key, own.keys), (value, own.values)))
         q, k, v = (_by_head(x, heads) for x in (row, key, value))
         weight = _log_multiplicity(table, len(key), row) if table.multiplicity else None
         rows.append(scaled_dot_product_attention(q, k, v, attn_mask=weight)[0].transpose(0, 1).flatten(1))
@@ -81,17 +109,22 @@ def attend_and_mass(
     value_pages: ValuePages,
     tables: Sequence[BlockTable],
     heads: int,
+    own: Own | None = None,
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """What ``attend`` and ``page_mass`` return."""
-    attended = attend(query, key_pages, value_pages, tables, heads)
-    return attended, page_mass(query, key_pages, tables, heads)
+    attended = attend(query, key_pages, value_pages, tables, heads, own)
+    return attended, page_mass(query, key_pages, tables, heads, own)
 
 
-def page_lse(query: torch.Tensor, key_pages: KeyPages, tables: Sequence[BlockTable], heads: int) -> list[torch.Tensor]:
+def page_lse(
+    query: torch.Tensor, key_pages: KeyPages, tables: Sequence[BlockTable], heads: int, own: Own | None = None
+) -> list[torch.Tensor]:
     """Per row, the log-sum-exp [pages, heads, queries] of the logits of each page, float32."""
     found = []
-    for row, table in zip(query, tables, strict=True):
+    for i, (row, table) in enumerate(zip(query, tables, strict=True)):
         key = keys_of(key_pages, table, row.dtype)
+        if own is not None:
+            key = _with_own(key, own, i, table, own.keys[i])
         q, k = _by_head(row, heads)[0].float(), _by_head(key, heads)[0].float()
         logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
         if table.multiplicity:
@@ -102,12 +135,14 @@ def page_lse(query: torch.Tensor, key_pages: KeyPages, tables: Sequence[BlockTab
     return found
 
 
-def page_mass(query: torch.Tensor, key_pages: KeyPages, tables: Sequence[BlockTable], heads: int) -> list[torch.Tensor]:
+def page_mass(
+    query: torch.Tensor, key_pages: KeyPages, tables: Sequence[BlockTable], heads: int, own: Own | None = None
+) -> list[torch.Tensor]:
     """Per row, each page's share [pages] of the attention, averaged over queries and heads (H2O's accumulated score).
 
     The share is the softmax over pages of the per-page log-sum-exp of the logits, so no normalised matrix is formed.
     """
-    return [lse.softmax(0).mean((1, 2)) for lse in page_lse(query, key_pages, tables, heads)]
+    return [lse.softmax(0).mean((1, 2)) for lse in page_lse(query, key_pages, tables, heads, own)]
 
 
 def keys_of(pages: KeyPages, table: BlockTable, dtype: torch.dtype) -> torch.Tensor:
@@ -125,6 +160,12 @@ def values_of(pages: ValuePages, table: BlockTable, dtype: torch.dtype) -> torch
         return read(pages, table)
     chosen = list(table.pages)
     return QuantisedValues(pages.codes[chosen], pages.scale[chosen]).read(dtype).flatten(0, 1)[table.skip_tokens :]
+
+
+def _with_own(found: torch.Tensor, own: Own, row: int, table: BlockTable, exact: torch.Tensor) -> torch.Tensor:
+    """``found`` [tokens of all pages, W] with ``exact`` [tokens of a page, W] where the row's own page is."""
+    begin = own.at(row, table) * len(exact) - table.skip_tokens
+    return torch.cat((found[:begin], exact, found[begin + len(exact) :]))
 
 
 def _log_multiplicity(table: BlockTable, tokens: int, like: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.attention import BlockTable
+from kernels.attention import BlockTable, Own
 from kernels.configurations import LARGEST_HEAD, PROCESSORS, attention_tiles, splits
 from kernels.launch import (
     Launch,
@@ -54,6 +54,7 @@ def _attend(
     queries,
     tokens,
     table_width,
+    lse_width,
     pages_each,
     query_row,
     query_token,
@@ -149,7 +150,7 @@ def _attend(
         if page_lse is not None:
             of_page = of_page * fade + mass
             over = start + block_k >= tokens
-            at = ((row.to(tl.int64) * table_width + entry) * heads + head) * queries + q_at
+            at = ((row.to(tl.int64) * lse_width + entry) * heads + head) * queries + q_at
             tl.store(page_lse + at, (top + _log2(of_page)) * 0.6931471805599453, mask=real_q & over)
             of_page = tl.where(over, 0.0, of_page)
     real = real_q[:, None] & real_d[None, :]
@@ -204,7 +205,8 @@ class Attention:
     """What is to be launched, in order, and where the results will be.
 
     ``page_lse``: [rows, longest table, heads, queries] float32, natural logarithm; −inf beyond a row's own pages, and
-    where a page weighs less than float32 can say against the largest logit before it.
+    where a page weighs less than float32 can say against the largest logit before it. Where a chunk's own keys are
+    apart, they come first, and then the table without them.
     """
 
     out: torch.Tensor
@@ -219,20 +221,36 @@ class Attention:
 
 
 def attend(
-    query: torch.Tensor, key_pages: KeyPages, value_pages: ValuePages, tables: Sequence[BlockTable], heads: int
+    query: torch.Tensor,
+    key_pages: KeyPages,
+    value_pages: ValuePages,
+    tables: Sequence[BlockTable],
+    heads: int,
+    own: Own | None = None,
 ) -> torch.Tensor:
     """As ``kernels.attention.attend``."""
-    return prepare(query, key_pages, value_pages, tables, heads).run().out
+    return prepare(query, key_pages, value_pages, tables, heads, own=own).run().out
 
 
 def attend_and_mass(
-    query: torch.Tensor, key_pages: KeyPages, value_pages: ValuePages, tables: Sequence[BlockTable], heads: int
+    query: torch.Tensor,
+    key_pages: KeyPages,
+    value_pages: ValuePages,
+    tables: Sequence[BlockTable],
+    heads: int,
+    own: Own | None = None,
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """As ``kernels.attention.attend_and_mass``, in one pass over the pages and with no matrix of weights."""
-    done = prepare(query, key_pages, value_pages, tables, heads, wants_lse=True).run()
+    done = prepare(query, key_pages, value_pages, tables, heads, wants_lse=True, own=own).run()
     assert done.page_lse is not None
     shares = done.page_lse.softmax(1).mean((2, 3))
-    return done.out, [row[: len(table.pages)] for row, table in zip(shares, tables, strict=True)]
+    if own is None:
+        return done.out, [row[: len(table.pages)] for row, table in zip(shares, tables, strict=True)]
+    found = []
+    for i, (row, table) in enumerate(zip(shares, tables, strict=True)):
+        at = 1 + own.at(i, table)
+        found.append(torch.cat((row[1:at], row[:1], row[at : len(table.pages)])))
+    return done.out, found
 
 
 def prepare(
@@ -243,8 +261,12 @@ def prepare(
     heads: int,
     wants_lse: bool = False,
     parts: int | None = None,
+    own: Own | None = None,
 ) -> Attention:
     """Check, allocate and choose; ``parts``: programs that share the pages of a row, by default as many as pay.
+
+    With ``own``, the chunk itself is one more part, read by a launch of its own, so that the loop over pages of codes
+    stays as it is. It comes first: the merge relies on a first part that is never empty.
 
     Raises:
         ValueError: a shape, type, stride or page number with which the kernel would read what it must not.
@@ -253,24 +275,85 @@ def prepare(
     _check(query, keys, values, tables, heads)
     _check_scales(key_pages, value_pages)
     rows, queries, width = query.shape
-    head, tokens, device = width // heads, keys.shape[1], query.device
+    head, device, first = width // heads, query.device, 0 if own is None else 1
+    if own is not None:
+        _check_own(own, query, keys)
+    read = [_Reads.of(table, None if own is None else own.at(i, table)) for i, table in enumerate(tables)]
     tiles = attention_tiles(head, queries, query.dtype, keys.dtype in LARGEST)
-    longest = max(len(table.pages) for table in tables)
+    longest = max(len(table.pages) for table in read)
     programs = -(-queries // tiles.queries) * rows * heads
-    each = -(-longest // (parts or splits(programs, longest, _processors(device))))
-    parts = -(-longest // each)
+    each = max(1, -(-longest // (parts or splits(programs, longest, _processors(device)))))
+    parts = -(-longest // each) + first
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     partial = torch.empty(parts, *query.shape, device=device) if parts > 1 else None
     lse = torch.empty(parts, rows, heads, queries, device=device) if parts > 1 else None
-    page_lse = torch.full((rows, longest, heads, queries), -torch.inf, device=device) if wants_lse else None
-    shape = {"heads": heads, "head_dim": head, "head_tile": max(16, power_of_two(head))}
+    page_lse = torch.full((rows, longest + first, heads, queries), -torch.inf, device=device) if wants_lse else None
+    launches = []
+    if own is not None:
+        alone = [_alone(i, own, table) for i, table in enumerate(tables)]
+        launches.append(_launch(query, own.keys, own.values, alone, heads, 1, 1, partial, out, lse, page_lse))
+    if longest:
+        at = [x if x is None else x[first:] for x in (partial, lse)]
+        of_pages = None if page_lse is None else page_lse[:, first:]
+        launches.append(
+            _launch(query, key_pages, value_pages, read, heads, each, parts - first, at[0], out, at[1], of_pages)
+        )
+    if partial is not None:
+        shape = {"heads": heads, "head_dim": head, "head_tile": max(16, power_of_two(head))}
+        merged = {"parts": partial, "lse": lse, "out": out, "queries": queries, "out_part": query.numel()}
+        arguments = {**merged, "count": parts, **shape, "block_q": tiles.queries}
+        launches.append(Launch(_merge, (-(-queries // tiles.queries), rows * heads), arguments, tiles.warps))
+    return Attention(out, page_lse, tuple(launches))
+
+
+@dataclass(frozen=True)
+class _Reads:
+    """What a block table says to one launch: one without its own page may have no pages at all."""
+
+    pages: tuple[int, ...]
+    skip_tokens: int = 0
+    multiplicity: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, table: BlockTable, without: int | None) -> "_Reads":
+        """The whole table, or all of it but the entry ``without``."""
+        if without is None:
+            return cls(table.pages, table.skip_tokens, table.multiplicity)
+        merged = table.multiplicity
+        pages = table.pages[:without] + table.pages[without + 1 :]
+        return cls(pages, table.skip_tokens, merged[:without] + merged[without + 1 :])
+
+
+def _alone(row: int, own: Own, table: BlockTable) -> _Reads:
+    at = own.at(row, table)
+    return _Reads((row,), 0, table.multiplicity[at : at + 1])
+
+
+def _launch(
+    query: torch.Tensor,
+    key_pages: KeyPages,
+    value_pages: ValuePages,
+    tables: Sequence[_Reads],
+    heads: int,
+    each: int,
+    parts: int,
+    partial: torch.Tensor | None,
+    out: torch.Tensor,
+    lse: torch.Tensor | None,
+    page_lse: torch.Tensor | None,
+) -> Launch:
+    """Attention over the pages of ``tables``, ``each`` of them to a part, into ``partial``, or ``out`` if it is all."""
+    keys, values = _codes(key_pages), _codes(value_pages)
+    rows, queries, width = query.shape
+    head, tokens, device = width // heads, keys.shape[1], query.device
+    tiles = attention_tiles(head, queries, query.dtype, keys.dtype in LARGEST)
+    longest = max(len(table.pages) for table in tables)
     weighted = any(table.multiplicity for table in tables)
-    scales = _scales(key_pages, value_pages)
     arguments = {
         "query": query,
         "keys": keys,
         "values": values,
-        **scales,
+        **_scales(key_pages, value_pages),
         "out": out if partial is None else partial,
         "lse": lse,
         "page_lse": page_lse,
@@ -281,6 +364,7 @@ def prepare(
         "queries": queries,
         "tokens": tokens,
         "table_width": longest,
+        "lse_width": longest if page_lse is None else page_lse.stride(0) // (heads * queries),
         "pages_each": each,
         "query_row": query.stride(0),
         "query_token": query.stride(1),
@@ -290,7 +374,9 @@ def prepare(
         "value_token": values.stride(1),
         "out_part": query.numel(),
         "scale": head**-0.5 * LOG2_E,
-        **shape,
+        "heads": heads,
+        "head_dim": head,
+        "head_tile": max(16, power_of_two(head)),
         "block_q": tiles.queries,
         "block_k": tiles.keys,
         "masked": bool(tokens % tiles.keys) or any(table.skip_tokens for table in tables),
@@ -298,13 +384,7 @@ def prepare(
         "widened": triton.knobs.runtime.interpret,
     }
     grid = (-(-queries // tiles.queries), rows * heads, parts)
-    launches = [Launch(_attend, grid, arguments, tiles.warps, tiles.stages)]
-    if partial is not None:
-        merged = {"parts": partial, "lse": lse, "out": out, "queries": queries, "out_part": query.numel()}
-        launches.append(
-            Launch(_merge, grid[:2], {**merged, "count": parts, **shape, "block_q": tiles.queries}, tiles.warps)
-        )
-    return Attention(out, page_lse, tuple(launches))
+    return Launch(_attend, grid, arguments, tiles.warps, tiles.stages)
 
 
 def _codes(pages: KeyPages | ValuePages) -> torch.Tensor:
@@ -317,7 +397,7 @@ def _scales(keys: KeyPages, values: ValuePages) -> dict[str, torch.Tensor | None
     return {"key_scale": None, "key_zero": None, "value_scale": None}
 
 
-def _weights(tables: Sequence[BlockTable]) -> tuple[tuple[float, ...], ...]:
+def _weights(tables: Sequence[_Reads]) -> tuple[tuple[float, ...], ...]:
     """Binary logarithms of the multiplicities: logits are in those units within the kernel."""
     return tuple(tuple(math.log2(n) for n in table.multiplicity or [1] * len(table.pages)) for table in tables)
 
@@ -349,6 +429,15 @@ def _check(
     for table in tables:
         require_pages(table.pages, keys.shape[0])
         require(table.skip_tokens < keys.shape[1], f"{table.skip_tokens} of {keys.shape[1]} tokens skipped")
+
+
+def _check_own(own: Own, query: torch.Tensor, keys: torch.Tensor) -> None:
+    expected = (query.shape[0], *keys.shape[1:])
+    for name, x in (("own keys", own.keys), ("own values", own.values)):
+        require_rows(name, x, 3)
+        fits = x.shape == expected and x.dtype == query.dtype
+        require(fits, f"{name} are {tuple(x.shape)} {x.dtype}; expected {expected} {query.dtype}")
+    require(len(own.pages) == len(query), f"{len(own.pages)} own pages for {len(query)} rows; expected one each")
 
 
 def _check_scales(keys: KeyPages, values: ValuePages) -> None:

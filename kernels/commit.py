@@ -29,11 +29,12 @@ def write(
     """
     rotated = rotate(rms_norm(key, key.shape[-1:], weight, eps), cos, sin, layout)
     for row, page in enumerate(pages):
-        _store_keys(rotated[row], key_pages, page)
+        store_keys(rotated[row], key_pages, page)
         _store_values(value[row], value_pages, page)
 
 
-def _store_keys(keys: torch.Tensor, pages: KeyPages, page: int) -> None:
+def store_keys(keys: torch.Tensor, pages: KeyPages, page: int) -> None:
+    """Store ``keys`` [tokens, W], which are finished, in page ``page`` of ``pages`` [pages, tokens, W] or codes."""
     if isinstance(pages, QuantisedKeys):
         found = quantise_keys(keys, pages.codes.dtype)
         pages.codes[page], pages.scale[page], pages.zero[page] = found.codes, found.scale, found.zero

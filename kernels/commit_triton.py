@@ -13,7 +13,7 @@ import triton.language as tl
 from kernels.launch import Launch, on_device, power_of_two, require, require_pages, require_rows
 from kernels.pairs import load_angles, load_pairs, store_pairs, turn
 from kernels.quantised import KeyPages, QuantisedKeys, QuantisedValues, ValuePages
-from kernels.quantised_triton import prepare_keys, prepare_values
+from kernels.quantised_triton import blocks_of, prepare_keys, prepare_values
 from kernels.rotary import RotaryLayout
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -88,6 +88,14 @@ def write(
     """As ``kernels.commit.write``."""
     for launch in prepare(key, value, weight, eps, cos, sin, layout, key_pages, value_pages, pages):
         launch.run()
+
+
+def store_keys(keys: torch.Tensor, pages: KeyPages, page: int) -> None:
+    """As ``kernels.commit.store_keys``."""
+    if isinstance(pages, QuantisedKeys):
+        prepare_keys(keys[None], pages, [page], blocks_of(keys.shape[-1])).run()
+    else:
+        pages[page].copy_(keys)
 
 
 def prepare(

@@ -10,6 +10,7 @@ from errors import ConfigError
 from kernels import adastat, attention, commit, pack, relocate, rotary
 from kernels.adastat import Corrected
 from kernels.pack import Codes
+from kernels.quantised import KeyPages
 
 Implementation = Literal["torch", "triton"]
 
@@ -33,6 +34,7 @@ class Ops:
     pack_all: Callable[..., list[torch.Tensor]]
     pack_checked: Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
     unpack_checked: Callable[[torch.Tensor, int, torch.Tensor], torch.Tensor]
+    store_keys: Callable[[torch.Tensor, KeyPages, int], None]
     pack_codes: Callable[[torch.Tensor, int, torch.dtype], Codes]
     unpack_codes: Callable[[torch.Tensor, int, Codes], None]
 
@@ -53,13 +55,14 @@ TORCH = Ops(
     pack_all=pack.pack_all,
     pack_checked=pack.pack_checked,
     unpack_checked=pack.unpack_checked,
+    store_keys=commit.store_keys,
     pack_codes=pack.pack_codes,
     unpack_codes=pack.unpack_codes,
 )
 
 
-def ops(impl: str, device: torch.device | None = None) -> Ops:
-    """The operations named ``impl``, for tensors on ``device``.
+def ops(impl: str, device: torch.device | None = None, float8: bool = False) -> Ops:
+    """The operations named ``impl``, for tensors on ``device``; ``float8``: pages of such codes are among them.
 
     Raises:
         ConfigError: there is none of that name, or it cannot run here.
@@ -69,9 +72,11 @@ def ops(impl: str, device: torch.device | None = None) -> Ops:
     if impl != "triton":
         raise ConfigError(f"impl is {impl!r}; expected 'torch' or 'triton'")
     try:
-        from kernels.ops_triton import TRITON, require_device
+        from kernels.ops_triton import TRITON, require_device, require_float8
     except ModuleNotFoundError as error:
         raise ConfigError(f"impl is 'triton' but {error.name} is not installed; pip install longtake[gpu]") from error
     if device is not None:
         require_device(device)
+        if float8 and device.type == "cuda":
+            require_float8(torch.cuda.get_device_capability(device))
     return TRITON

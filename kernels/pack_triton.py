@@ -11,8 +11,7 @@ from kernels.configurations import PACK_WORDS
 from kernels.launch import Launch, require, require_pages
 from kernels.pack import WORD_BYTES, Codes, require_fit, staging
 from kernels.quantised import QuantisedKeys, QuantisedValues
-from kernels.quantised_triton import prepare_keys, prepare_reading, prepare_values
-from kernels.rotary import RotaryLayout
+from kernels.quantised_triton import blocks_of, prepare_keys, prepare_reading, prepare_values
 from kernels.rotary_triton import prepare as prepare_rotation
 
 
@@ -93,7 +92,7 @@ def unpack_codes(storage: torch.Tensor, page: int, packed: Codes) -> None:
 
 def prepare_codes(storage: torch.Tensor, page: int, packed: Codes) -> list[Launch]:
     """The launches that fill ``packed`` from a page."""
-    planes, blocks = range(storage.shape[0]), _blocks(storage.shape[-1])
+    planes, blocks = range(storage.shape[0]), blocks_of(storage.shape[-1])
     return [
         prepare_keys(storage[:, 0, page], packed.keys, planes, blocks),
         prepare_values(storage[:, 1, page], packed.values, planes),
@@ -105,7 +104,7 @@ def prepare_reading_codes(storage: torch.Tensor, page: int, packed: Codes) -> li
     pairs = storage.shape[-1] // 2
     ones, zeros = torch.ones(pairs, device=storage.device), torch.zeros(pairs, device=storage.device)
     return [
-        prepare_rotation(packed.keys, storage[:, 0, page], ones, zeros, _blocks(storage.shape[-1])),
+        prepare_rotation(packed.keys, storage[:, 0, page], ones, zeros, blocks_of(storage.shape[-1])),
         prepare_reading(packed.values, storage[:, 1, page]),
     ]
 
@@ -138,13 +137,6 @@ def prepare(storage: torch.Tensor, page: int, packed: torch.Tensor, out_of_pool:
         "block": PACK_WORDS,
     }
     return Copy(Launch(_copy, grid, arguments, warps=8), sums)
-
-
-def _blocks(width: int) -> RotaryLayout:
-    """A token cut into the fewest equal blocks of 128 elements at the most: what the kernels of keys take in one go."""
-    require(width % 2 == 0, f"width is {width}; expected an even one")
-    pairs = width // 2
-    return RotaryLayout("interleaved", next(n for n in range(1, pairs + 1) if pairs % n == 0 and pairs // n <= 64))
 
 
 def pack_all(storages: Sequence[torch.Tensor], pages: Sequence[int]) -> list[torch.Tensor]:

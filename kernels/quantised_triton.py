@@ -125,8 +125,9 @@ def _keys(
         at = source + plane * source_plane + t_at * source_token + block
         angle = (plane * tokens + t_at) * (heads * half) + head * half
         first, second = _finished(at, weight_at, norm, cos, sin, angle, begin, real, half, pair_tile, interleaved)
-        first = _encode((first - zero_1) / step_1, largest, whole)
-        second = _encode((second - zero_2) / step_2, largest, whole)
+        # Beyond the last token there is nothing, which a channel that is even divides by next to nothing.
+        first = _encode(tl.where(real, first - zero_1, 0.0) / step_1, largest, whole)
+        second = _encode(tl.where(real, second - zero_2, 0.0) / step_2, largest, whole)
         to_ptr = codes + page * code_page + t_at * code_token + block
         store_pairs(to_ptr, first, second, begin, real, half, pair_tile, interleaved)
 
@@ -284,6 +285,13 @@ def prepare_reading(source: QuantisedValues, target: torch.Tensor) -> Launch:
         "width_tile": power_of_two(width),
     }
     return Launch(_read_values, (tokens, planes), arguments)
+
+
+def blocks_of(width: int) -> RotaryLayout:
+    """A token cut into the fewest equal blocks of 128 elements at the most: what the kernels of keys take in one go."""
+    require(width % 2 == 0, f"width is {width}; expected an even one")
+    pairs = width // 2
+    return RotaryLayout("interleaved", next(n for n in range(1, pairs + 1) if pairs % n == 0 and pairs // n <= 64))
 
 
 def numbers(dtype: torch.dtype) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from itertools import product
 import torch
 
 from kernels.adastat_triton import prepare as prepare_adastat
-from kernels.attention import BlockTable
+from kernels.attention import BlockTable, Own
 from kernels.attention_triton import prepare as prepare_attention
 from kernels.commit_triton import prepare as prepare_commit
 from kernels.launch import Launch
@@ -17,6 +17,7 @@ from kernels.pack import Codes
 from kernels.pack_triton import prepare as prepare_copy
 from kernels.pack_triton import prepare_codes, prepare_reading_codes
 from kernels.quantised import KeyPages, QuantisedKeys, QuantisedValues, ValuePages, empty_keys, empty_values
+from kernels.quantised_triton import blocks_of, prepare_keys
 from kernels.rotary import RotaryLayout
 from kernels.rotary_triton import prepare as prepare_rotation
 
@@ -35,6 +36,7 @@ def shipped() -> Iterator[tuple[str, Launch]]:
     Types of 16 bits take the same registers and shared memory, so most are here in bfloat16 alone.
     """
     yield from _attention()
+    yield from _own()
     yield from _rotation()
     yield from _commit()
     yield from _pack()
@@ -63,6 +65,24 @@ def _attention() -> Iterator[tuple[str, Launch]]:
             yield f"merge {queries}, {HEADS}×{head}, {kind}", attention.launches[1]
 
 
+def _own() -> Iterator[tuple[str, Launch]]:
+    """The chunk itself beside pages of codes, which is a part of its own for the merge."""
+    table = BlockTable(tuple(range(KEPT)))
+    for (head, queries, tokens, mass), stored in product(
+        ((128, VIDEO, VIDEO, False), (64, VIDEO, AUDIO, False), (64, AUDIO, VIDEO, False), (128, VIDEO, VIDEO, True)),
+        CODES,
+    ):
+        query = torch.empty(ROWS, queries, HEADS * head, dtype=torch.bfloat16, device=META)
+        exact = torch.empty(2, ROWS, tokens, HEADS * head, dtype=torch.bfloat16, device=META)
+        keys, values = _pages(tokens, HEADS * head, torch.bfloat16, stored)
+        own = Own(exact[0], exact[1], (3, 1))
+        attention = prepare_attention(query, keys, values, [table] * ROWS, HEADS, wants_lse=mass, own=own)
+        name, what = f"attend {queries}×{tokens}, {HEADS}×{head}, bf16", ", mass" if mass else ""
+        if stored is torch.int8:
+            yield f"{name}, itself{what}", attention.launches[0]
+        yield f"{name} over {CODES[stored]} beside itself{what}", attention.launches[1]
+
+
 def _rotation() -> Iterator[tuple[str, Launch]]:
     for kind, head, dtype in (
         *product(("interleaved", "split"), (64, 128), [torch.bfloat16]),
@@ -77,9 +97,20 @@ def _rotation() -> Iterator[tuple[str, Launch]]:
             for codes in CODES:
                 packed = empty_keys(LAYERS, VIDEO, width, codes, META)
                 yield f"restore {name} from {CODES[codes]}", prepare_rotation(packed, keys, one, one, layout)
+                yield from _moved(codes, width, layout, name)
             query = torch.empty(ROWS, VIDEO, width, dtype=dtype, device=META)
             each = torch.empty(ROWS, VIDEO, width // 2, device=META)
             yield f"rotate {name}", prepare_rotation(query, torch.empty_like(query), each, each, layout)
+
+
+def _moved(codes: torch.dtype, width: int, layout: RotaryLayout, name: str) -> Iterator[tuple[str, Launch]]:
+    """Codes that are moved: one layer at a time to float32 and turned, and to codes again."""
+    pages, turned = empty_keys(PAGES, VIDEO, width, codes, META), torch.empty(VIDEO, width, device=META)
+    one = torch.empty(width // 2, device=META)
+    keys = QuantisedKeys(pages.codes[3], pages.scale[3], pages.zero[3])
+    yield f"restore {name} to fp32 from {CODES[codes]}", prepare_rotation(keys, turned, one, one, layout)
+    if layout.kind == "split":  # the way back knows nothing of a layout
+        yield f"store fp32 to {CODES[codes]}", prepare_keys(turned[None], pages, [3], blocks_of(width))
 
 
 def _commit() -> Iterator[tuple[str, Launch]]:

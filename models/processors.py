@@ -13,9 +13,11 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from cache.pool import Pool
 from cache.spec import TYPES, AttentionType, Modality
-from kernels.attention import BlockTable
+from kernels.attention import BlockTable, Own
 from kernels.ops import Ops
+from kernels.quantised import KeyPages, ValuePages
 from kernels.rotary import RotaryLayout
+from models.pages import layer_pages
 from models.prompt import Prompt
 from models.rope import KEY_KIND, QUERY_KIND, Kind
 from models.text_cache import LayerKeyValues, TextEntry
@@ -32,6 +34,8 @@ class Rows:
         reads: pages each row attends to, its own among them, by attention type.
         writes: page each row's keys and values are written to, by attention type.
         prompts: the prompt of each row.
+        keeps: whether this pass's keys and values are to stay in those pages. Exact pages are written in every pass, as
+            that is where they are read; codes only where they stay, and the chunk reads itself exactly.
     """
 
     pool: Pool
@@ -40,6 +44,7 @@ class Rows:
     reads: Mapping[AttentionType, Sequence[BlockTable]]
     writes: Mapping[AttentionType, Sequence[int]]
     prompts: Sequence[Prompt]
+    keeps: bool = True
 
 
 @dataclass
@@ -107,27 +112,30 @@ class CachedAttention:
             return torch.zeros_like(hidden_states)
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         rows, layouts = current.rows, self.door.layouts
-        key_pages, value_pages = rows.pool.storage[self.type][self.layer].unbind(0)
-        query_kind, key_kind = QUERY_KIND[self.type], KEY_KIND[self.type]
-        rows.ops.write(
-            attn.to_k(source),
-            attn.to_v(source),
-            attn.norm_k.weight,
-            attn.norm_k.eps,
-            *rows.angles[key_kind],
-            layouts[key_kind],
-            key_pages,
-            value_pages,
-            rows.writes[self.type],
-        )
+        pages = layer_pages(rows.pool, self.type, self.layer)
+        query_kind = QUERY_KIND[self.type]
+        own = self._write(attn, rows, source, pages)
         query = attn.norm_q(attn.to_q(hidden_states))
         query = rows.ops.rotate(query, *rows.angles[query_kind], layouts[query_kind])
         tables = rows.reads[self.type]
         if current.mass is None:
-            return project(attn, hidden_states, rows.ops.attend(query, key_pages, value_pages, tables, attn.heads))
-        attended, shares = rows.ops.attend_and_mass(query, key_pages, value_pages, tables, attn.heads)
+            return project(attn, hidden_states, rows.ops.attend(query, *pages, tables, attn.heads, own))
+        attended, shares = rows.ops.attend_and_mass(query, *pages, tables, attn.heads, own)
         current.add_mass(self.type, shares)
         return project(attn, hidden_states, attended)
+
+    def _write(self, attn: Any, rows: Rows, source: torch.Tensor, pages: tuple[KeyPages, ValuePages]) -> Own | None:
+        """The chunk's own keys and values to where they are read, and to where they stay."""
+        key_kind, writes = KEY_KIND[self.type], rows.writes[self.type]
+        key, value = attn.to_k(source), attn.to_v(source)
+        finish = (attn.norm_k.weight, attn.norm_k.eps, *rows.angles[key_kind], self.door.layouts[key_kind])
+        own = None
+        if self.type in rows.pool.ends:
+            own = Own(torch.empty_like(key), torch.empty_like(value), tuple(writes))
+            rows.ops.write(key, value, *finish, own.keys, own.values, range(len(writes)))
+        if own is None or rows.keeps:
+            rows.ops.write(key, value, *finish, *pages, writes)
+        return own
 
 
 class TextAttention:

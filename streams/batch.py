@@ -1,6 +1,7 @@
 """The forward passes over the chunks in progress of several streams: keep-sets, positions and noise side by side."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -20,8 +21,8 @@ Shares = dict[AttentionType, dict[int, float]]
 class Batch:
     """Streams of different length, scene and keep-set, each with a chunk begun and a page staged in every ledger.
 
-    What a chunk reads does not change between its passes, so it is looked up once. Denoising uses the staged page and
-    leaves all others as they are.
+    What a chunk reads does not change between its passes, so it is looked up once. Denoising uses the staged page, or
+    none where pages are codes, and leaves all others as they are.
     """
 
     def __init__(self, backbone: Backbone, pool: Pool, ops: Ops, sessions: Sequence[Session]) -> None:
@@ -38,7 +39,8 @@ class Batch:
 
     def denoise(self, schedule: Schedule) -> Pair:
         """Clean latents [rows, tokens, channels] of the chunks in progress, float32."""
-        return denoise(schedule, self.forward, self._noise)
+        passing = replace(self.rows, keeps=False)
+        return denoise(schedule, lambda x, sigma: self._pass(passing, x, sigma, None), self._noise)
 
     def commit(self, committed: Sequence[Latents], sigma: float, wants_mass: bool) -> list[Shares | None]:
         """Leave the keys and values of the committed copies in the staged pages; ``sigma`` 0 is the clean pass.
@@ -54,9 +56,12 @@ class Batch:
         return [{t: _by_chunk(session, t, mass[t][row].tolist()) for t in TYPES} for row, session in rows]
 
     def forward(self, x: Pair, sigma: float, mass: dict[AttentionType, list[torch.Tensor]] | None = None) -> Pair:
-        """Velocities of ``x`` at noise level ``sigma``, float32."""
+        """Velocities of ``x`` at noise level ``sigma``, float32; keys and values stay in the staged pages."""
+        return self._pass(self.rows, x, sigma, mass)
+
+    def _pass(self, rows: Rows, x: Pair, sigma: float, mass: dict[AttentionType, list[torch.Tensor]] | None) -> Pair:
         video, audio = (part.to(self.backbone.dtype) for part in x)
-        velocity = self.backbone.forward(self.rows, video, audio, sigma, mass)
+        velocity = self.backbone.forward(rows, video, audio, sigma, mass)
         return velocity[0].float(), velocity[1].float()
 
     def _noise(self, draw: int) -> Pair:

@@ -10,10 +10,9 @@ from typing import Any, Literal
 import torch
 
 from cache.keep_set import Role
-from cache.pool import Pool
 from cache.spec import TYPES, AttentionType
 from cache.tiers import KeyValues, Latents, RestoreTier
-from kernels.ops import Ops
+from streams.paging import Paging
 from streams.session import Session
 
 # ``none``: a stream ends with its generator. ``latents``: its memory is computed anew. ``kv``: bit for bit.
@@ -42,8 +41,7 @@ class WriteThrough:
     """Writes to the restore store what must not be lost; between two chunks of a session only."""
 
     durability: Durability
-    pool: Pool
-    ops: Ops
+    paging: Paging
     tier: RestoreTier
 
     def committed(
@@ -89,11 +87,11 @@ class WriteThrough:
         self, session: Session, type: AttentionType, chunk: int | None, place: int, slot: int, role: Role
     ) -> KeyValues:
         """A copy of what is at ``place``, with keys as they were first written: rotating rounds."""
-        packed = self.ops.pack(self.pool.storage[type], session.page(type, place)).cpu()
+        packed = self.paging.pack(type, session.page(type, place)).cpu()
         origin = session.origins.get((type, chunk))
         if origin is not None:
-            packed[:, 0], slot = origin.keys, origin.slot
-        return KeyValues(packed, slot, role, session.manager.recorder.noted)
+            self.paging.keys_of(type, packed)[:], slot = origin.keys, origin.slot
+        return KeyValues(packed, slot, role, session.manager.recorder.noted, self.paging.format(type))
 
 
 def on_host(latents: Latents) -> Latents:

@@ -17,7 +17,7 @@ from cache.manager import CacheManager
 from cache.plan import Directive, Plan, PromptChange
 from cache.policies.base import Policy
 from cache.pool import Pool
-from cache.spec import TYPES, AttentionType, Modality
+from cache.spec import FORMATS, TYPES, AttentionType, Modality, PageFormat
 from cache.staging import Staging
 from cache.state import dump, load
 from cache.tiers import Holdings, Latents, RestoreTier
@@ -31,6 +31,7 @@ from streams.arrivals import Fetcher, Wait, first_of
 from streams.batch import Batch, Shares
 from streams.durability import Durability, WriteThrough, shelves
 from streams.executor import Executor
+from streams.paging import Paging
 from streams.returns import Returns
 from streams.session import Session
 from streams.slack import RestoreConfig, Slack
@@ -48,6 +49,9 @@ class EngineConfig:
         durability: what of every commit is written to the restore store at once.
         restore: how chunks come back, and how long a stream may wait for them.
         impl: implementation of the tensor operations: ``torch``, or on a GPU ``triton``.
+        pages: how keys and values are held in the pool: as the model computes them (``exact``), or as codes of eight
+            bits with scales of their own for each chunk, ``int8`` or ``fp8``, half the bytes of 16-bit elements.
+        pages_of: attention types that are held otherwise than ``pages``.
     """
 
     cache: CacheConfig = field(default_factory=CacheConfig)
@@ -58,10 +62,22 @@ class EngineConfig:
     durability: Durability = "none"
     restore: RestoreConfig = field(default_factory=RestoreConfig)
     impl: str = "torch"
+    pages: PageFormat = "exact"
+    pages_of: dict[AttentionType, PageFormat] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name, pages in (("pages", self.pages), *((f"pages_of.{t}", f) for t, f in self.pages_of.items())):
+            if pages not in FORMATS:
+                raise ConfigError(f"{name} is {pages!r}; expected one of {', '.join(FORMATS)}")
+        unknown = sorted(set(self.pages_of) - set(TYPES))
+        if unknown:
+            raise ConfigError(f"pages_of names {', '.join(unknown)}; expected attention types: {', '.join(TYPES)}")
         if self.sessions < 1:
             raise ConfigError(f"sessions is {self.sessions}; expected room for at least 1 stream")
+
+    def format(self, type: AttentionType) -> PageFormat:
+        """How the pages of one attention type are held."""
+        return self.pages_of.get(type, self.pages)
 
 
 @dataclass(frozen=True)
@@ -106,7 +122,7 @@ class Engine:
         """
         self.config = config or EngineConfig()
         self.backbone, self.policy = backbone, policy
-        self.specs = backbone.specs()
+        self.specs = {t: spec.held_as(self.config.format(t)) for t, spec in backbone.specs().items()}
         trained = min(backbone.config.pos_embed_max_pos, backbone.config.audio_pos_embed_max_pos)
         slots = backbone.geometry.position_slots(trained)
         if self.config.cache.positions.slots > slots:
@@ -118,7 +134,9 @@ class Engine:
         self.places = {t: policy.budgets[t].places for t in TYPES}
         pages = {t: n * self.config.sessions for t, n in self.places.items()}
         self.pool = Pool(self.specs, pages, backbone.dtype, backbone.device)
-        self.ops = ops(self.config.impl, backbone.device)
+        float8 = any(spec.pages == "fp8" for spec in self.specs.values())
+        self.ops = ops(self.config.impl, backbone.device, float8)
+        self.paging = Paging(self.pool, self.ops)
         self.tier = HostTier(self.config.host_bytes) if tier is None else tier
         restore = self.config.restore
         self.clock, self.way_back = clock, WayBack(restore.way_back)
@@ -129,10 +147,10 @@ class Engine:
         )
         self.slack = Slack(restore, float(backbone.geometry.seconds))
         self.fetcher = Fetcher(self.staging, self.way_back, self.slack, clock, wait)
-        self.through = WriteThrough(self.config.durability, self.pool, self.ops, self.staging)
+        self.through = WriteThrough(self.config.durability, self.paging, self.staging)
         sigma = self.config.schedule.context_sigma
         self.executor = Executor(
-            backbone, self.pool, self.ops, self.staging, sigma, self.through, self.fetcher, self.way_back, clock
+            backbone, self.paging, self.staging, sigma, self.through, self.fetcher, self.way_back, clock
         )
         loads = self.config.cache.positions.move == "relocate"
         self.returns = Returns(restore, policy, self.staging, self.fetcher, self.executor, loads)

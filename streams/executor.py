@@ -14,12 +14,12 @@ from cache.spec import TYPES, AttentionType
 from cache.tiers import KeyValues, Latents, RestoreTier
 from cache.way_back import WayBack
 from kernels.attention import BlockTable
-from kernels.ops import Ops
 from models.backbone import Backbone
 from models.processors import Rows
 from models.rope import KEY_KIND
 from streams.arrivals import Fetcher
 from streams.durability import WriteThrough, on_host
+from streams.paging import Paging
 from streams.session import Origin, Session
 
 
@@ -28,14 +28,18 @@ class Executor:
     """Writes pages of the pool; between two chunks of a session only."""
 
     backbone: Backbone
-    pool: Pool
-    ops: Ops
+    paging: Paging
     tier: RestoreTier
     context_sigma: float
     through: WriteThrough
     fetcher: Fetcher
     way_back: WayBack
     clock: Callable[[], float]
+
+    @property
+    def pool(self) -> Pool:
+        """Where the pages are."""
+        return self.paging.pool
 
     def carry_out(self, session: Session, plan: Plan) -> None:
         """Fetch, evict, restore, move, encode, forget, in this order.
@@ -104,8 +108,10 @@ class Executor:
     def _restore(self, session: Session, restoration: Restoration, payload: KeyValues) -> None:
         begun = self.clock()
         page = self.pool.claim(session.lease, restoration.type, restoration.place)
-        self.ops.unpack(self.pool.storage[restoration.type], page, payload.tensor.to(self.pool.device))
-        session.origins[restoration.type, restoration.chunk] = Origin(payload.tensor[:, 0].clone(), payload.slot)
+        packed = self.paging.fitted(restoration.type, payload)
+        self.paging.unpack(restoration.type, page, packed)
+        keys = self.paging.keys_of(restoration.type, packed).clone()
+        session.origins[restoration.type, restoration.chunk] = Origin(keys, payload.slot)
         self.rotate(restoration.type, page, payload.slot, restoration.slot)
         self._finish()
         self.way_back.unpacked(payload.nbytes, self.clock() - begun)
@@ -139,17 +145,17 @@ class Executor:
             return  # given up a moment ago
         place = 0 if move.chunk is None else ledger.entries[move.chunk].place
         page = self.pool.exclusive(session.lease, type, place)
-        keys = self.pool.storage[type][:, 0, page]
         origin = session.origins.get((type, move.chunk))
         if origin is None:
-            origin = session.origins[type, move.chunk] = Origin(keys.to("cpu", copy=True), move.from_slot)
-        keys.copy_(origin.keys)
+            keys = self.paging.pack_keys(type, page)
+            origin = session.origins[type, move.chunk] = Origin(keys, move.from_slot)
+        self.paging.unpack_keys(type, page, origin.keys)
         self.rotate(type, page, origin.slot, move.to_slot)
 
     def rotate(self, type: AttentionType, page: int, from_slot: int, to_slot: int) -> None:
         if from_slot != to_slot:
             rope = self.backbone.ropes[KEY_KIND[type]]
-            self.ops.relocate(self.pool.storage[type][:, 0, page], *rope.delta(from_slot, to_slot), rope.layout)
+            self.paging.rotate(type, page, rope.delta(from_slot, to_slot), rope.layout)
 
     # -- encoding from latents
 
@@ -167,7 +173,7 @@ class Executor:
         """
         rows = Rows(
             pool=self.pool,
-            ops=self.ops,
+            ops=self.paging.ops,
             angles=self.backbone.angles([slot], [chunk == 0]),
             reads={t: [self._reads(session, t, slot, place)] for t, place in places.items()},
             writes={t: [session.page(t, place)] for t, place in places.items()},
@@ -230,5 +236,4 @@ class Executor:
         session.origins.pop((type, None), None)
         held = 0 in session.lease.tables[type]
         page = self.pool.exclusive(session.lease, type, 0) if held else self.pool.claim(session.lease, type, 0)
-        storage = self.pool.storage[type]
-        storage[:, :, page, -len(tokens) :] = storage[:, :, source].index_select(2, tokens.to(self.pool.device))
+        self.paging.choose(type, source, page, tokens)

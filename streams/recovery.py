@@ -107,9 +107,10 @@ def _write(
     engine: Engine, session: Session, type: AttentionType, chunk: int | None, place: int, slot: int, payload: KeyValues
 ) -> None:
     page = engine.pool.claim(session.lease, type, place)
-    engine.ops.unpack(engine.pool.storage[type], page, payload.tensor.to(engine.pool.device))
+    packed = engine.paging.fitted(type, payload)
+    engine.paging.unpack(type, page, packed)
     if payload.slot != slot:
-        session.origins[type, chunk] = Origin(payload.tensor[:, 0].clone(), payload.slot)
+        session.origins[type, chunk] = Origin(engine.paging.keys_of(type, packed).clone(), payload.slot)
         engine.executor.rotate(type, page, payload.slot, slot)
 
 
@@ -121,7 +122,8 @@ def _encode(engine: Engine, session: Session, missing: dict[int, list[AttentionT
         subject = manager.ledgers[t].subject
         if subject is not None:
             payload = _known(engine, session, subject_shelf(session.id), 0, t)
-            if payload is None:
+            # Exact pages have tokens that nobody reads beside an anchor, which must not get into the scales of codes.
+            if payload is None or payload.pages != engine.paging.format(t):
                 anew = True
             else:
                 _write(engine, session, t, None, 0, subject.slot, payload)

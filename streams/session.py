@@ -17,7 +17,11 @@ from models.prompt import Prompt
 
 @dataclass(frozen=True)
 class Origin:
-    """Keys [layers, tokens, width] as they were first written, in host memory, and the slot they are encoded for."""
+    """Keys as they were first written, in host memory, and the slot they are encoded for.
+
+    Args:
+        keys: [layers, tokens, width], or of pages of codes [layers, bytes], see ``Paging``.
+    """
 
     keys: torch.Tensor
     slot: int

@@ -29,10 +29,7 @@ def save(engine: Engine, session: Session) -> bytes:
     pages: Plain = {}
     for t in TYPES:
         table = session.lease.tables[t]
-        pages[t.value] = [
-            [place, plain_tensor(engine.ops.pack(engine.pool.storage[t], page))]
-            for place, page in sorted(table.items())
-        ]
+        pages[t.value] = [[place, plain_tensor(engine.paging.pack(t, page))] for place, page in sorted(table.items())]
     payload = {
         "model": engine.backbone.fingerprint,
         "cache": _cache_identity(engine),
@@ -87,7 +84,7 @@ def resume(engine: Engine, data: bytes) -> Session:
     try:
         for t, place, packed in pages:
             page = engine.pool.claim(session.lease, t, place)
-            engine.ops.unpack(engine.pool.storage[t], page, packed.to(engine.pool.device))
+            engine.paging.unpack(t, page, packed)
         session.check_pages()
         for name, chunk, record in records:
             if record.latents is not None:
@@ -106,10 +103,10 @@ def _check_identity(engine: Engine, payload: Plain) -> None:
             f"the snapshot is of model {payload['model']}, this engine serves {engine.backbone.fingerprint} "
             "(weights, configuration or chunk geometry differ); resume it on the model that it was made with"
         )
-    mine = _cache_identity(engine)
-    differing = [name for name, value in mine.items() if payload["cache"].get(name) != value]
+    mine, there = _cache_identity(engine), payload["cache"]
+    differing = [name for name in {**mine, **there} if mine.get(name) != there.get(name)]
     if differing:
-        details = "; ".join(f"{n}: {payload['cache'].get(n)} there, {mine[n]} here" for n in differing)
+        details = "; ".join(f"{n}: {there.get(n)} there, {mine.get(n)} here" for n in differing)
         raise SnapshotMismatch(f"the snapshot was made under another configuration: {details}")
 
 
@@ -121,7 +118,9 @@ def identity(engine: Engine) -> str:
 
 def _cache_identity(engine: Engine) -> dict[str, str]:
     config = engine.config
+    codes = {t.value: spec.pages for t, spec in engine.specs.items() if spec.pages != "exact"}
     return {
+        **({"pages": repr(codes)} if codes else {}),
         "policy": repr(engine.policy),
         "positions": repr(config.cache.positions),
         "scenes": repr(config.cache.scenes),

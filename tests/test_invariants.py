@@ -16,14 +16,17 @@ from cache.policies import ALL
 from cache.pool import PageAllocator
 from cache.positions import PositionConfig
 from cache.scenes import SceneConfig
-from cache.spec import TYPES, Modality
+from cache.spec import TYPES, Modality, PageFormat
 from cache.state import dump
 from errors import PoolExhausted
 from models.backbone import random_transformer
 from models.sampler import denoise, noise
 from streams.stream import Stream
-from tests.builders import FAMILIES, TINY, backbone, engine, poison, sharpen, visible
+from tests.builders import FAMILIES, PAGES, TINY, backbone, engine, poison, sharpen, visible
 from tests.oracle import Replay
+
+# Of codes, several times what a stream of 36 chunks with cuts and returns showed: 0.015 and 0.08; see ``test_replay``.
+TOLERANCE: dict[PageFormat, float] = {"exact": 5e-5, "int8": 0.1, "fp8": 0.5}
 
 
 class Tensors(RuleBasedStateMachine):
@@ -33,8 +36,9 @@ class Tensors(RuleBasedStateMachine):
         policy=st.sampled_from(ALL),
         memory=st.sampled_from(["pinned", "following"]),
         host=st.sampled_from([0, 12_000, 1 << 20]),
+        pages=st.sampled_from([PAGES] if PAGES != "exact" else ["exact", "exact", "int8", "fp8"]),
     )
-    def build(self, policy: type, memory: str, host: int) -> None:
+    def build(self, policy: type, memory: str, host: int, pages: PageFormat) -> None:
         self.model = backbone(height=32, width=32, frames=1, factor=4.0, **TINY)
         keep = Budgets.uniform(RoleBudget(1, 1, 1, 2, 2))
         cache = CacheConfig(
@@ -42,7 +46,7 @@ class Tensors(RuleBasedStateMachine):
             scenes=SceneConfig(max_scenes=3, anchor_every=2, anchors=1, last_chunks=2, recent_across_cut=1),
             drift=DriftConfig(warmup_chunks=2, patience=2, reference_threshold=1.0),
         )
-        self.engine = engine(self.model, policy.of(keep), cache=cache, sessions=3, host_bytes=host)
+        self.engine = engine(self.model, policy.of(keep), cache=cache, sessions=3, host_bytes=host, pages=pages)
         self.streams: list[Stream] = []
         self.replays: dict[int, Replay] = {}
         self.cuts = 0
@@ -80,8 +84,9 @@ class Tensors(RuleBasedStateMachine):
                 lambda x, sigma, r=replay, p=prompt, k=slot, s=seen, n=n: r.run(p, x, sigma, k, n == 0, s, None),
                 draw,
             )
-            torch.testing.assert_close(chunk.video, expected[0][0], atol=5e-5, rtol=0)
-            torch.testing.assert_close(chunk.audio, expected[1][0], atol=5e-5, rtol=0)
+            tolerance = TOLERANCE[self.engine.config.pages]
+            torch.testing.assert_close(chunk.video, expected[0][0], atol=tolerance, rtol=0)
+            torch.testing.assert_close(chunk.audio, expected[1][0], atol=tolerance, rtol=0)
             given = stream.session.retained[n]
             replay.run(prompt, (given.video[None], given.audio[None]), 0.0, slot, n == 0, seen, store_as=n)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kernels import attention as reference
 from kernels import attention_triton as triton
-from kernels.attention import BlockTable
+from kernels.attention import BlockTable, Own
 from kernels.configurations import AttentionTiles, attention_tiles, splits
 from kernels.quantised import LARGEST, QuantisedKeys, QuantisedValues, quantise_keys, quantise_values
 from tests.kernel_cases import ATTENTION_TOLERANCE, DEVICE, DTYPES, draw, near, poisoned
@@ -168,3 +168,42 @@ def test_tiles_come_from_the_table_by_shape_alone() -> None:
     assert splits(programs=288, pages=31, processors=132) == 1
     assert splits(programs=32, pages=31, processors=132) == 9
     assert splits(programs=1, pages=2, processors=132) == 2
+
+
+@pytest.mark.parametrize("codes", LARGEST)
+@pytest.mark.parametrize("parts", [None, 1, 2])
+def test_a_chunk_reads_itself_exactly_beside_pages_of_codes(codes: torch.dtype, parts: int | None) -> None:
+    """Its own page, wherever it stands in the table, has not been written and holds NaN; a chunk may stand alone."""
+    tables = [BlockTable((3, 0, 1), skip_tokens=5), BlockTable((2,)), BlockTable((3, 1), multiplicity=(2, 3))]
+    storage, query = draw(2, 5, 63, 20), draw(3, 7, 20, seed=2)
+    keys, values = quantise_keys(storage[0], codes), quantise_values(storage[1], codes)
+    keys.scale[[0, 2, 4]], values.scale[[0, 2, 4]] = float("nan"), float("nan")
+    own = Own(draw(3, 63, 20, seed=7), draw(3, 63, 20, seed=8), (0, 2, 1))
+    done = triton.prepare(query, keys, values, tables, 2, wants_lse=True, parts=parts, own=own).run()
+    wide_keys, wide_values = keys.read(torch.float32), values.read(torch.float32)
+    for i, table in enumerate(tables):
+        wide = [wide_keys.clone(), wide_values.clone()]
+        for pages, exact in zip(wide, (own.keys, own.values), strict=True):
+            pages[own.pages[i]] = exact[i]
+        expected = reference.attend(query[i : i + 1], wide[0], wide[1], [table], 2)
+        near(done.out[i : i + 1], expected, 1e-5)
+        one = Own(own.keys[i : i + 1], own.values[i : i + 1], own.pages[i : i + 1])
+        near(reference.attend(query[i : i + 1], keys, values, [table], 2, one), expected, 1e-5)
+    got, expected = (of.attend_and_mass(query, keys, values, tables, 2, own)[1] for of in (triton, reference))
+    for mine, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
+
+
+def test_own_keys_that_are_not_in_the_table_are_refused() -> None:
+    pages, query = draw(3, 5, 12), draw(1, 4, 12)
+    keys, values = quantise_keys(pages, torch.int8), quantise_values(pages, torch.int8)
+    exact = draw(1, 5, 12)
+    for own, table, what in (
+        (Own(exact, exact, (1,)), BlockTable((0, 2)), "own page 1 of row 0 is not among"),
+        (Own(exact, exact, (0,)), BlockTable((0, 2), 2), "2 tokens of the chunk's own page"),
+        (Own(exact[:, :4], exact, (0,)), BlockTable((0, 2)), "own keys are"),
+        (Own(exact, exact.half(), (0,)), BlockTable((0, 2)), "own values are"),
+        (Own(exact, exact, (0, 1)), BlockTable((0, 2)), "2 own pages for 1 rows"),
+    ):
+        with pytest.raises(ValueError, match=what):
+            triton.attend(query, keys, values, [table], 2, own)

@@ -10,7 +10,7 @@ from cache.keep_set import Budgets, RoleBudget
 from cache.plan import Cut, ReturnTo
 from cache.policies import HeavyHitter, SceneMemory
 from cache.policies.base import Policy
-from cache.spec import Modality
+from cache.spec import Modality, PageFormat
 from errors import ConfigError
 from kernels import ops_triton
 from kernels.ops import ops
@@ -20,12 +20,15 @@ from streams.session import Session
 from tests.builders import engine, poison, tiny_backbone
 from tests.kernel_cases import DEVICE
 
+CODES_TOLERANCE = 2e-3
 KEEP = RoleBudget(subject_anchor=1, scene_sink=1, scene_anchor=1, restored=1, recent=1)
 
 
-def made(impl: str, policy: Policy, play: Callable[[Engine, Session], None]) -> tuple[torch.Tensor, list[float]]:
+def made(
+    impl: str, policy: Policy, play: Callable[[Engine, Session], None], pages: PageFormat = "exact"
+) -> tuple[torch.Tensor, list[float]]:
     """All latents and drift scores of two streams side by side, the first of which is directed by ``play``."""
-    running = engine(tiny_backbone(), policy, sessions=2, schedule=Schedule((1.0,)), impl=impl)
+    running = engine(tiny_backbone(), policy, sessions=2, schedule=Schedule((1.0,)), impl=impl, pages=pages)
     assert running.ops.impl == impl
     poison(running)
     streams = [running.open("a red ball", seed=1), running.open("a blue cone", seed=2)]
@@ -48,6 +51,19 @@ def cut_and_return(running: Engine, session: Session) -> None:
     for _ in range(2):
         running.step([session])
     running.direct(session, ReturnTo("opening"))
+
+
+def test_two_streams_in_pages_of_codes_are_the_same_on_either() -> None:
+    """A key on the border between two codes may become either, so they agree to a code here and there."""
+    policy = SceneMemory(Budgets.uniform(KEEP))
+    torch_made, triton_made = (made(impl, policy, cut_and_return, "int8") for impl in ("torch", "triton"))
+    torch.testing.assert_close(triton_made[0], torch_made[0], atol=CODES_TOLERANCE, rtol=0)
+
+
+def test_mass_is_told_of_codes_and_of_the_chunk_itself_alike() -> None:
+    policy = HeavyHitter.of(Budgets.uniform(KEEP))
+    torch_made, triton_made = (made(impl, policy, lambda *_: None, "fp8") for impl in ("torch", "triton"))
+    torch.testing.assert_close(triton_made[0], torch_made[0], atol=CODES_TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -74,6 +90,12 @@ def test_triton_is_chosen_by_name_and_refused_where_it_cannot_run(monkeypatch: p
     running = engine(tiny_backbone(), impl="torch")
     with pytest.raises(ConfigError, match="expected a GPU"):
         Engine(running.backbone, running.policy, replace(running.config, impl="triton"))
+
+
+def test_codes_that_a_gpu_cannot_convert_are_refused() -> None:
+    ops_triton.require_float8((8, 9))
+    with pytest.raises(ConfigError, match=r"the GPU has compute capability 8\.6; expected 8\.9 or more"):
+        ops_triton.require_float8((8, 6))
 
 
 def test_tensors_where_no_kernel_can_run_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

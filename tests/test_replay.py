@@ -14,7 +14,7 @@ from cache.keep_set import Budgets, RoleBudget
 from cache.policies import ALL, SceneMemory
 from cache.positions import PositionConfig
 from cache.scenes import SceneConfig
-from cache.spec import AttentionType, Modality
+from cache.spec import AttentionType, Modality, PageFormat
 from models.backbone import Backbone, random_transformer
 from models.sampler import denoise, noise
 from streams.engine import Chunk, Engine
@@ -22,7 +22,9 @@ from streams.stream import Stream
 from tests.builders import FAMILIES, SMALL_KEEP_SET, backbone, engine, poison, sharpen, visible
 from tests.oracle import Replay
 
-TOLERANCE = 2e-5
+# Against a replay with exact history. Of codes, three times what was measured over 24 chunks, a cut and a return: 0.014
+# and 0.097, of latents whose spread is 1.
+TOLERANCE: dict[PageFormat, float] = {"exact": 2e-5, "int8": 0.045, "fp8": 0.3}
 # Audio reaches farther back than video, as a byte of audio memory is nearly free.
 UNEVEN = Budgets(
     video_self=SMALL_KEEP_SET,
@@ -74,7 +76,7 @@ class Checked:
         for got, want in ((chunk.video, expected[0][0]), (chunk.audio, expected[1][0])):
             assert torch.isfinite(got).all()
             self.worst = max(self.worst, (got - want).abs().max().item())
-            assert self.worst <= TOLERANCE, f"chunk {n}: {self.worst}"
+            assert self.worst <= TOLERANCE[self.engine.config.pages], f"chunk {n}: {self.worst}"
         committed = session.retained[n]
         self.replay.run(prompt, (committed.video[None], committed.audio[None]), 0.0, slot, lead, seen, store_as=n)
         return chunk
@@ -123,6 +125,18 @@ def test_every_policy_equals_a_dense_replay(policy: type, memory: str) -> None:
     checked = Checked(made, replay_of(model, "ltx-2.0-split", 3.0))
     play(checked)
     assert checked.stream.statistics().epoch > 0 or policy.__name__ in ("SlidingWindow", "HeavyHitter")
+
+
+@pytest.mark.parametrize("pages", ["int8", "fp8"])
+def test_pages_of_codes_equal_a_dense_replay_to_their_accuracy(pages: PageFormat) -> None:
+    """Through evictions, epochs, cuts, returns and a subject anchor."""
+    model = backbone("ltx-2.0-split", factor=3.0)
+    cache = CacheConfig(positions=PositionConfig(slots=20), scenes=SCENES)
+    made = engine(model, SceneMemory(Budgets.uniform(SMALL_KEEP_SET)), cache=cache, pages=pages)
+    checked = Checked(made, replay_of(model, "ltx-2.0-split", 3.0))
+    play(checked)
+    assert checked.stream.statistics().epoch > 0
+    assert checked.worst > TOLERANCE["exact"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

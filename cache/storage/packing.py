@@ -48,6 +48,8 @@ def parcel(payload: Payload, codec: BufferCodec) -> Parcel:
     if isinstance(packed, PackedKeyValues):
         name, dtype, shape = packed.codec, packed.dtype, packed.shape
     plain = {"slot": packed.slot, "role": packed.role.value, "written": packed.written, "form": _form(dtype, shape)}
+    if packed.pages != "exact":
+        plain["codes"] = packed.pages
     return Parcel(raw(packed.tensor), name, "", worth(packed), plain)
 
 
@@ -72,8 +74,9 @@ def unparcel(kind: Kind, codec: str, scene: str, plain: dict[str, Any], data: By
         dtype, shape = _parse_form(plain["form"])
         slot, role, written = plain["slot"], Role(plain["role"]), plain["written"]
         if codec == "exact":
-            return KeyValues(_tensor(data, dtype, shape), slot, role, written)
-        return PackedKeyValues(torch.from_numpy(data), slot, role, written, codec, dtype, shape)
+            pages = plain.get("codes", "exact")  # exact pages do not say so
+            return KeyValues(_tensor(data, dtype, shape), slot, role, written, pages)
+        return PackedKeyValues(torch.from_numpy(data), slot, role, written, codec=codec, dtype=dtype, shape=shape)
     except (KeyError, TypeError, ValueError) as error:
         raise RecordCorrupt(f"the label of a {kind} record does not describe its payload: {error!r}") from error
 
