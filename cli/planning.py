@@ -31,7 +31,9 @@ def plan_capacity(
     model: Annotated[str | None, typer.Option(help="toy, random, ltx-2, ltx-2.3, or a model folder.")] = None,
     gpu: Annotated[str, typer.Option(help="h100, h200, b200, l40s, rtx4090 or cpu.")] = "cpu",
     keep_set: Annotated[str, typer.Option(help="Chunks by role: recent=8,scene_anchor=2,video_self.recent=4.")] = "",
-    pages: Annotated[str, typer.Option(help="Format of the pool's pages: exact, fp8, int8.")] = "exact",
+    pages: Annotated[
+        str, typer.Option(help="Format of the pool's pages: exact, fp8, int8; by default engine.pages.")
+    ] = "",
     measured: Annotated[list[Path] | None, typer.Option(help="Measurements; may be given several times.")] = None,
     price: Annotated[float | None, typer.Option(help="Of an hour of the GPU and its share of a node.")] = None,
     memory: Annotated[float | None, typer.Option(help="Of the GPU, GB.")] = None,
@@ -75,7 +77,9 @@ def plan_capacity(
         fail(error, 2)
 
 
-def _pages(name: str) -> Format:
+def _pages(name: str) -> Format | None:
+    if not name:
+        return None
     for known in FORMATS:
         if name == known:
             return known

@@ -46,18 +46,20 @@ def question_of(
     settings: Settings,
     machine: Machine,
     demand: Demand | None = None,
-    pages: Format = "exact",
+    pages: Format | None = None,
     files: Sequence[Measured] = (),
     shipped: Settings | None = None,
 ) -> Question:
     """What a plan for these settings is asked.
 
     Args:
+        pages: how the pool is to hold keys and values; by default as ``settings`` say.
         files: measurements, later ones before earlier ones.
         shipped: settings of the same model as it ships, for measurements that do not say what was run.
 
     Raises:
-        ConfigError: the model is not known and not here, or a measurement is of something else.
+        ConfigError: the model is not known and not here, a measurement is of something else, or types of attention have
+            pages of their own.
         BudgetError: the keep-set does not fit the trained range of positions, or its bytes.
     """
     asked = Question(_model(settings), machine, _keeping(settings, pages), demand or Demand())
@@ -77,13 +79,9 @@ def recommended(found: Plan) -> dict[str, Any]:
     """The settings by which a service admits what was planned, as a settings file holds them.
 
     Raises:
-        ConfigError: not one session fits, or the plan is for pages that the pool cannot hold.
+        ConfigError: not one session fits.
     """
     question = found.question
-    if question.keeping.pages != "exact":
-        raise ConfigError(
-            f"the plan is for pages in {question.keeping.pages}, which the pool cannot hold yet; expected pages exact"
-        )
     if not found.sessions:
         moved = [w for w in what_ifs(question) if w.built and w.plan.sessions]
         way = f"; what would do: {moved[0].change} ({moved[0].how})" if moved else ""
@@ -98,6 +96,7 @@ def recommended(found: Plan) -> dict[str, Any]:
         "model": {"source": question.model.name, "device": "cpu" if on_cpu else "cuda"},
         "engine": {
             "sessions": found.sessions,
+            "pages": question.keeping.pages,
             "restore": {"staging_bytes": recommended_prefetch_bytes(question, found.needs)},
         },
         "service": {
@@ -117,8 +116,10 @@ def written(found: Plan, config: Path | None, over: Mapping[str, Any]) -> dict[s
     return plain
 
 
-def _keeping(settings: Settings, pages: Format) -> Keeping:
+def _keeping(settings: Settings, pages: Format | None) -> Keeping:
     engine, service = settings.engine, settings.service
+    if engine.pages_of:
+        raise ConfigError("engine.pages_of is given; expected engine.pages alone: a plan counts one format of pages")
     first = engine.first_schedule or engine.schedule
     return Keeping(
         budgets=settings.budgets,
@@ -130,7 +131,7 @@ def _keeping(settings: Settings, pages: Format) -> Keeping:
         batch=service.pace.batch,
         durability=service.durability,
         tiers=service.restore,
-        pages=pages,
+        pages=pages or engine.pages,
         restore_share=service.restore_share,
         text_bytes=TEXT_BUDGET,
         slots=service.staging.slots,

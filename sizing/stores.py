@@ -54,7 +54,7 @@ class StoreNeeds:
 def store_needs(question: Question) -> StoreNeeds:
     """Of one session of this question; bounds, as if every budget were full and every codec at its stated size."""
     keeping, demand, model = question.keeping, question.demand, question.model
-    specs = model.specs()
+    specs = {t: spec.held_as(keeping.pages) for t, spec in model.specs().items()}
     chunk = sum(specs[t].bytes_per_chunk for t in TYPES)
     native = sum(specs[t].maximum_bytes(keeping.budgets[t].places - 1) for t in TYPES)
     scenes = keeping.scenes
@@ -67,8 +67,8 @@ def store_needs(question: Question) -> StoreNeeds:
     most = max(b[t].scene_sink + b[t].scene_anchor + min(b[t].restored, scenes.last_chunks) for t in TYPES)
     known = _scenes(question)
     host, disk = (
-        packed(keeping.tiers.host_codec, model.element_bytes),
-        packed(keeping.tiers.disk_codec, model.element_bytes),
+        computed(1.0) if keeping.pages != "exact" else packed(codec, model.element_bytes)  # codes are not packed again
+        for codec in (keeping.tiers.host_codec, keeping.tiers.disk_codec)
     )
     keys_values = known * (remembered + (scenes.last_chunks if demand.returns_hour else 0)) * chunk * bool(remembered)
     keys_values += native if keeping.durability == "kv" else 0

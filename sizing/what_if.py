@@ -75,7 +75,7 @@ def _budgets(question: Question) -> Iterator[tuple[str, str, Question]]:
 def _pages(question: Question) -> Iterator[tuple[str, str, Question]]:
     for pages in FORMATS:
         if pages != question.keeping.pages:
-            how = "pages as the pool has them" if pages == "exact" else f"{NOT_BUILT}the kernels can, the pool cannot"
+            how = f"engine.pages: {pages}"
             name = question.model.dtype if pages == "exact" else pages
             yield f"pages in {name}", how, _keeping(question, pages=pages)
 
