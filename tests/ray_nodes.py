@@ -106,9 +106,11 @@ class Nodes:
 
     def begin_head(self) -> None:
         """The head, new or after a loss: where the stored state is, it goes on from that."""
+        known = self.folder / "ray" / "ray_current_cluster"  # a new pod has none, and Ray would not begin beside it
+        known.unlink(missing_ok=True)
         group = self.service["rayClusterConfig"]["headGroupSpec"]
         options = ["--head", f"--port={self.ports[0]}", f"--dashboard-port={self.ports[1]}"]
-        options += [f"--ray-client-server-port={self.ports[2]}", "--include-dashboard=true"]
+        options += [f"--ray-client-server-port={self.ports[2]}", f"--temp-dir={self.folder / 'ray'}"]
         parameters = {**group["rayStartParams"], "dashboard-host": HOST}
         self.head = self._begin(group["template"], parameters, options, self.head.own if self.head else free_ports(4))
 
@@ -207,6 +209,7 @@ class Nodes:
         given = {one["name"]: one["value"] for box in containers for one in box.get("env", []) if "value" in one}
         kept = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(self.folder / "gcs")}
         environ = {**os.environ, **given, **HURRY, **kept, **LOGIN, **_colocated(own), **self.environ}
+        environ["LONGTAKE_SERVICE__RESTORE__DISK"] = str(self.folder / f"restore-{own[0]}")
         with (self.folder / "nodes.log").open("ab") as log:
             process = subprocess.Popen([*ENDS_WITH_US, *command], env=environ, stdout=log, stderr=log)
         return Node(process, own)

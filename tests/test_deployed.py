@@ -74,7 +74,6 @@ def deployed() -> Iterator[Deployed]:
         given = {
             **QUICK,
             "LONGTAKE_SERVICE__JOURNAL__URL": redis.url,
-            "LONGTAKE_SERVICE__RESTORE__DISK": str(folder / "restore"),
             "STORE_KEY": "5a" * 32,
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         }
@@ -91,6 +90,7 @@ def deployed() -> Iterator[Deployed]:
                 yield made
         finally:
             nodes.end()
+
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -109,7 +109,7 @@ def test_gateways_and_generators_are_on_the_workers_that_are_theirs_and_a_take_i
             workers = sorted(worker.number for worker in deployed.nodes.workers)
             for name in ("gateway", "generator", "segmenter"):
                 assert sorted(one["node_id"] for one in found[name]["replicas"]) == workers, name
-            session = (await client.create(BALL))["session"]
+            session = await created(client)
             viewer = Viewer(client, session)
             await viewer.more(8)
             await viewer.leave()
@@ -154,7 +154,7 @@ def test_viewers_reach_the_gateway_and_nothing_of_ray_besides(deployed: Deployed
 def test_a_change_of_pace_replaces_nobody_and_no_viewer_notices(deployed: Deployed) -> None:
     async def test() -> None:
         async with Client(deployed.url) as client:
-            session = (await client.create(BALL))["session"]
+            session = await created(client)
             before = deployed.nodes.replicas("generator") | deployed.nodes.replicas("gateway")
             seen = []
             async with client.watch(session) as watch:
@@ -186,7 +186,7 @@ def test_a_change_of_pace_replaces_nobody_and_no_viewer_notices(deployed: Deploy
 def test_a_rolling_upgrade_moves_every_session_and_cuts_none(deployed: Deployed) -> None:
     async def test() -> None:
         async with Client(deployed.url) as client:
-            names = [(await client.create(prompt))["session"] for prompt in (BALL, RING, BALL)]
+            names = [await created(client, prompt) for prompt in (BALL, RING, BALL)]
             viewers = [Viewer(client, name) for name in names[:2]]  # nobody watches the third
             for viewer in viewers:
                 await viewer.more(6)
@@ -207,12 +207,12 @@ def test_a_rolling_upgrade_moves_every_session_and_cuts_none(deployed: Deployed)
     asyncio.run(test())
 
 
-async def created(client: Client) -> str:
-    """A session, as soon as generators have reported to a directory that may have begun anew."""
-    async with asyncio.timeout(60):
+async def created(client: Client, prompt: str = BALL) -> str:
+    """A session, as soon as there can be one: Serve waits neither for directory nor books when these begin."""
+    async with asyncio.timeout(90):
         while True:
             with suppress(LongtakeError):
-                return str((await client.create(RING))["session"])
+                return str((await client.create(prompt))["session"])
             await asyncio.sleep(0.5)
 
 
@@ -225,7 +225,7 @@ def upgraded(config: dict[str, Any]) -> None:
 def test_a_take_goes_on_after_the_loss_of_a_worker_and_then_of_the_head(deployed: Deployed) -> None:
     async def test() -> None:
         async with Client(deployed.url) as client:
-            session = (await client.create(BALL))["session"]
+            session = await created(client)
             viewer = Viewer(client, session)
             await viewer.more(8)
             await deployed.until_held(client, lambda held: sum(held.values()) == 1)
@@ -240,7 +240,7 @@ def test_a_take_goes_on_after_the_loss_of_a_worker_and_then_of_the_head(deployed
             await viewer.more(8, 300)
             await until(lambda: deployed.nodes.details().get("applications", {}).get("longtake") is not None)
             await viewer.more(8, 300)
-            another = await created(client)
+            another = await created(client, RING)
             second = Viewer(client, another)
             await second.more(4)
             for one in (viewer, second):

@@ -81,25 +81,29 @@ class Viewer:
     def __init__(self, client: Client, session: str) -> None:
         self.client, self.session = client, session
         self.seen: list[int] = []
+        self.trouble: Exception | None = None
         self.task = asyncio.create_task(self._watch())
 
     async def _watch(self) -> None:
         while True:
-            with suppress(ServiceError, OSError):
+            try:
                 after = self.seen[-1] if self.seen else -1
                 async with self.client.watch(self.session, after=after, fresh=False) as watch:
                     async for message in watch:
                         if message["type"] == "chunk":
                             self.seen.append(message["index"])
+            except (ServiceError, OSError) as error:
+                self.trouble = error
             await asyncio.sleep(0.2)
 
     async def more(self, chunks: int = 4, seconds: float = 200.0) -> None:
         """Wait for some more; nothing may have been missed or have come twice."""
         wanted = len(self.seen) + chunks
-        async with asyncio.timeout(seconds):
-            while len(self.seen) < wanted:
-                assert not self.task.done(), self.task
-                await asyncio.sleep(0.05)
+        until = asyncio.get_running_loop().time() + seconds
+        while len(self.seen) < wanted:
+            assert not self.task.done(), self.task
+            assert asyncio.get_running_loop().time() < until, f"{self.seen[-3:]} after {seconds:g} s; {self.trouble!r}"
+            await asyncio.sleep(0.05)
         assert self.seen == list(range(len(self.seen)))
 
     async def leave(self) -> None:
