@@ -6,9 +6,12 @@ address, a Secret or a volume, a node has the loopback address, a given value, a
 
 import json
 import os
+import random
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,6 @@ from typing import Any
 import httpx
 import psutil
 import yaml
-
-from tests.real_service import free_ports
 
 HOST = "127.0.0.1"
 POOL = (
@@ -40,6 +41,16 @@ ENDS_WITH_US = [
     "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])",
 ]
 Manifest = Mapping[str, Any]
+
+
+def quiet_ports(count: int) -> list[int]:
+    """Ports that nobody uses, and that the kernel and Ray give to nobody: a head must find its own free again."""
+    found: list[int] = []
+    while len(found) < count:
+        port = random.randrange(20_000, 30_000)
+        with suppress(OSError), socket.create_server((HOST, port)):
+            found.append(port)
+    return found
 
 
 @dataclass
@@ -90,7 +101,7 @@ class Nodes:
     service: Manifest
     folder: Path
     environ: Mapping[str, str]
-    ports: list[int] = field(default_factory=lambda: free_ports(3))
+    ports: list[int] = field(default_factory=lambda: quiet_ports(3))
     head: Node | None = None
     workers: list[Node] = field(default_factory=list)
 
@@ -112,7 +123,7 @@ class Nodes:
         options = ["--head", f"--port={self.ports[0]}", f"--dashboard-port={self.ports[1]}"]
         options += [f"--ray-client-server-port={self.ports[2]}", f"--temp-dir={self.folder / 'ray'}"]
         parameters = {**group["rayStartParams"], "dashboard-host": HOST}
-        self.head = self._begin(group["template"], parameters, options, self.head.own if self.head else free_ports(4))
+        self.head = self._begin(group["template"], parameters, options, self.head.own if self.head else quiet_ports(4))
 
     def begin_worker(self) -> None:
         """A node with the resources of one pod of each worker group."""
@@ -126,7 +137,7 @@ class Nodes:
                     resources[name] = resources.get(name, 0.0) + float(amount)
         options = [f"--address={self.address}", f"--num-cpus={cpus:g}", f"--resources={json.dumps(resources)}"]
         parameters = groups[-1]["rayStartParams"]
-        self.workers.append(self._begin(groups[-1]["template"], parameters, options, free_ports(4)))
+        self.workers.append(self._begin(groups[-1]["template"], parameters, options, quiet_ports(4)))
 
     def serve_deploy(self, change: Callable[[dict[str, Any]], None] = lambda _: None) -> None:
         """``serve deploy`` with what the manifest says, perhaps with a change."""
