@@ -5,7 +5,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from scaling.board import Board
@@ -139,8 +139,17 @@ class Steering:
     # -- what is decided
 
     def place(self, among: Mapping[str, Known]) -> str | None:
-        """Where a session that comes now makes the slowest chunk least slow; ``None`` if there is no free place."""
-        best = Board(self._generators(among, 0.0)).best(Session("", _mean_cost(among)))
+        """Where a session that comes now makes the slowest chunk least slow; ``None`` if there is no free place.
+
+        Where nothing moves afterwards, all are taken for equal: a generator's first steps are slow, and a place is for
+        as long as the session lasts.
+        """
+        cost = _mean_cost(among)
+        generators = self._generators(among, 0.0)
+        if not any(m.load.rules.balance.moves for m in among.values()):
+            even = [tuple(replace(s, cost_s=cost) for s in g.sessions) for g in generators]
+            generators = [replace(g, base_s=0.0, sessions=s) for g, s in zip(generators, even, strict=True)]
+        best = Board(generators).best(Session("", cost))
         return None if best is None else best.name
 
     def steer(self, now: float, members: Mapping[str, Known]) -> None:

@@ -26,6 +26,7 @@ from tests.test_losses import Viewer
 
 K8S = Path(__file__).parent.parent / "k8s"
 pytestmark = [
+    pytest.mark.nodes,
     pytest.mark.skipif(not found(), reason="no redis-server, in which the manifest has the journal"),
     pytest.mark.timeout(900),
 ]

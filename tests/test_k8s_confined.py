@@ -23,6 +23,8 @@ from tests.service import QUICK
 
 MAY = os.geteuid() == 0 and all(shutil.which(name) for name in ("unshare", "setpriv"))
 
+pytestmark = pytest.mark.nodes
+
 
 def confined(folder: Path, *command: str, **options: Any) -> "subprocess.Popen[str]":
     """Start a command the way ``confined.sh`` says; see ``ended``."""
