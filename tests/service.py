@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from actors.metrics import Meter
 from actors.pace import Pace
 from actors.worker import Vault, Worker
 from client import Client
-from errors import NoCapacity, RecordLost
+from errors import LongtakeError, NoCapacity, RecordLost
 from settings import Studio, build_studio, load
 
 QUICK = {
@@ -101,3 +101,13 @@ async def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+async def warmed(url: str, seconds: float = 120.0) -> None:
+    """Wait until a session can be had: Serve waits neither for the directory nor for the books when these begin."""
+    async with Client(url) as client, asyncio.timeout(seconds):
+        while True:
+            with suppress(LongtakeError):
+                await client.stop((await client.create("a red ball bouncing in a blue room"))["session"])
+                return
+            await asyncio.sleep(0.5)

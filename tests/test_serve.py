@@ -30,7 +30,7 @@ from monitoring.reading import filled  # noqa: E402
 from serve_app import NAME, application  # noqa: E402
 from settings import load  # noqa: E402
 from tests.prometheus import EVERY_S, prometheus  # noqa: E402
-from tests.service import QUICK  # noqa: E402
+from tests.service import QUICK, warmed  # noqa: E402
 from tests.test_web import eventually, page_of  # noqa: E402
 from wire import pack_message, unpack_message  # noqa: E402
 
@@ -52,6 +52,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     try:
         serve.start(http_options={"port": PORT})
         serve.run(application(settings), name=NAME)
+        asyncio.run(warmed(f"http://127.0.0.1:{PORT}"))
         yield f"http://127.0.0.1:{PORT}"
     finally:
         serve.shutdown()

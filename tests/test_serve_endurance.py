@@ -16,6 +16,7 @@ from websockets.exceptions import ConnectionClosed
 
 from client import Client
 from tests.real_service import PLANES, RealService, real_service
+from tests.service import warmed
 from wire import pack_message, unpack_message
 
 pytest.importorskip("ray")
@@ -41,6 +42,7 @@ SETTINGS = {
 @pytest.fixture(scope="module", params=list(PLANES))
 def service(request: pytest.FixtureRequest) -> Iterator[RealService]:
     with real_service(request.param, SETTINGS) as found:
+        asyncio.run(warmed(found.url))
         yield found
 
 
