@@ -102,7 +102,8 @@ class GeneratorReplica:
         self.backend = ServeBackend(context.deployment, around.books_resources)
         self._beats: list[asyncio.Task[None]] = []
         self.mover = Mover(FleetFromWithin(self.backend, self._report, self.hand_over))
-        self.follower = Follower(self.mover, self.name, lambda: bool(self.generator.sessions))
+        self.leaving = asyncio.Lock()
+        self.follower = Follower(self.mover, self.name, lambda: bool(self.generator.sessions), self.leaving)
         self.node, self.began, self.orders = ray.get_runtime_context().get_node_id(), time.time(), Orders()
         self.head, self.rules = is_head(self.node), Rules()
 
@@ -121,7 +122,7 @@ class GeneratorReplica:
             works = (self._report, self.generator.measure, self._look)
             self._beats = [asyncio.create_task(every(BEAT_S, work)) for work in works]
             await self._report()
-            self.handover = Handover(self.name, self.mover)
+            self.handover = Handover(self.name, self.mover, self.leaving)
         if self.handover is not None:
             self.handover.grace_s = float(config["grace_s"])
 

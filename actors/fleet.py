@@ -58,7 +58,8 @@ class ServeFleet(Fleet):
 
 
 class FleetFromWithin(ServeFleet):
-    """As a generator calls it that is told to stop: Serve lets no request through to it any more, not even its own."""
+    """As a generator calls it that gives its sessions away itself: once it is told to stop, Serve lets no request
+    through to it any more, not even its own."""
 
     def __init__(
         self, backend: ServeBackend, report: Callable[[], Awaitable[None]], hand_over: Callable[[str], Awaitable[None]]

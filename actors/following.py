@@ -19,10 +19,12 @@ class Follower:
         mover: of a fleet whose ``drain`` and ``hand_over`` reach this generator even while Ray Serve stops it.
         member: this generator's name.
         busy: whether it has any sessions.
+        leaving: held while sessions are given away; shared with whoever else gives away sessions of this generator, or
+            one of two that move the same session would take back the place that the other one has reserved.
     """
 
-    def __init__(self, mover: Mover, member: str, busy: Callable[[], bool]) -> None:
-        self.mover, self.member, self.busy = mover, member, busy
+    def __init__(self, mover: Mover, member: str, busy: Callable[[], bool], leaving: asyncio.Lock) -> None:
+        self.mover, self.member, self.busy, self._one = mover, member, busy, leaving
         self.leaving = False
         self._task: asyncio.Task[None] | None = None
         self._moves: dict[str, str] = {}
@@ -46,7 +48,8 @@ class Follower:
     async def _leave(self) -> None:
         """Give everything away; what has no place stays, and is tried again at the next order."""
         try:
-            done = await self.mover.drain(self.member)
+            async with self._one:
+                done = await self.mover.drain(self.member)
             LOG.info("sessions given away", extra={"moved": len(done.moved), "stayed": len(done.stayed)})
         except LongtakeError as error:
             LOG.warning("sessions could not be given away", extra={"reason": str(error)})
@@ -56,6 +59,7 @@ class Follower:
         while self._moves:
             session, to = self._moves.popitem()
             try:
-                await self.mover.move(session, to)
+                async with self._one:
+                    await self.mover.move(session, to)
             except LongtakeError as error:  # it has ended, or the place is gone: it stays
                 LOG.warning("session could not be moved", extra={"session": session, "reason": str(error)})

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from actors.directory import DOUBT_S
 from actors.movement import Mover
@@ -32,16 +32,17 @@ class Handover:
         generator: its name.
         mover: over a fleet that reaches this generator although requests do not.
         grace_s: how long Serve waits until it ends a process that it told to stop.
+        leaving: see ``Follower``.
         clock: monotonic seconds.
     """
 
     generator: str
     mover: Mover
+    leaving: asyncio.Lock
     grace_s: float = GRACE_S
     clock: Callable[[], float] = time.monotonic
     known: bool = False
     since: float | None = None
-    _leaving: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def look(self, listed: Collection[str]) -> None:
         """Do what there is to do now; called with every beat. Who was never listed is still starting."""
@@ -58,7 +59,7 @@ class Handover:
 
         One at a time: who calls while another is at it waits, and finds what that one left.
         """
-        async with self._leaving:
+        async with self.leaving:
             done = await self.mover.drain(self.generator)
             if done.known:
                 told = {"moved": len(done.moved), "parked": len(done.parked), "stayed": len(done.stayed)}

@@ -134,7 +134,8 @@ def _blend(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
     count = len(before)
     if not count:
         return after
-    share = 0.5 - 0.5 * torch.cos(torch.pi * (torch.arange(count) + 0.5) / count)
+    # Not torch's default type: another thread that loads a model changes that for a moment.
+    share = 0.5 - 0.5 * torch.cos(torch.pi * (torch.arange(count, dtype=torch.float32) + 0.5) / count)
     share = share.view(-1, *[1] * (after.ndim - 1))
     # lerp leaves what is equal in both as it is, to the last bit.
     mixed = torch.lerp(before.float(), after[:count].float(), share)

@@ -3,8 +3,10 @@
 import asyncio
 
 from actors.directory import DOUBT_S
+from actors.following import Follower
 from actors.handover import LAST_S, Handover
 from actors.movement import Mover
+from actors.steering import Orders
 from client import Client
 from tests.service import run
 from tests.test_gateway import BALL
@@ -19,7 +21,7 @@ class Stopping:
 
     def __init__(self, made: Town, generator: str) -> None:
         self.now, self.listed = 0.0, {"first", "second"}
-        self.handover = Handover(generator, Mover(made), GRACE_S, lambda: self.now)
+        self.handover = Handover(generator, Mover(made), asyncio.Lock(), GRACE_S, lambda: self.now)
 
     async def look(self, after_s: float = 0.0) -> None:
         self.now += after_s
@@ -121,5 +123,31 @@ def test_a_generator_that_is_listed_again_takes_sessions_again() -> None:
             await stopping.look()
             assert not made.directory.generators()[0]["draining"]
             assert stopping.handover.since is None
+
+    run(test)
+
+
+def test_who_is_told_to_stop_and_ordered_to_leave_at_once_gives_each_session_away_once() -> None:
+    async def test() -> None:
+        async with town("latents") as made, gate(made) as (client, _):
+            made.settle("first")
+            made.settle("second")
+            made.directory.drain("second")
+            names, watching = await watched(client, 2, 14)
+            made.directory.undrain("second")
+            mover, leaving, moved = Mover(made), asyncio.Lock(), []
+            give = made.hand_over
+
+            async def hand_over(session: str) -> None:
+                moved.append(session)
+                await give(session)
+
+            made.hand_over = hand_over  # type: ignore[method-assign]
+            follower = Follower(mover, "first", lambda: bool(made.named["first"].sessions), leaving)
+            follower.follow(Orders(leave=True))
+            await Handover("first", mover, leaving).leave(last=False)
+            assert {made.directory.find(name) for name in names} == {"second"}
+            assert sorted(moved) == sorted(names)
+            assert await watching == [list(range(14))] * 2
 
     run(test)

@@ -179,7 +179,7 @@ def test_a_generator_that_is_told_to_leave_moves_its_watched_sessions_and_they_m
             made.settle("first")
             names = [(await client.create(BALL, seed=i))["session"] for i in range(2)]
             made.settle("second")
-            follower = Follower(Mover(made), "first", lambda: bool(made.named["first"].sessions))
+            follower = Follower(Mover(made), "first", lambda: bool(made.named["first"].sessions), asyncio.Lock())
             begun = {2: asyncio.Event()}
             watching = [asyncio.create_task(seen(client, name, 14, begun)) for name in names]
             await begun[2].wait()
