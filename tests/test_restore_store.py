@@ -1,6 +1,7 @@
 """The restore store behind calls: the cache sees what it would see of a store of its own, late answers and all."""
 
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -166,11 +167,12 @@ TestTwins = Twins.TestCase
 TestTwins.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 
 
-def film(made: Engine, seed: int = 5) -> list[torch.Tensor]:
+def film(made: Engine, seed: int = 5, before_return: Callable[[], None] = lambda: None) -> list[torch.Tensor]:
     stream = Stream.open(made, "one", seed)
     chunks = stream.take(7)
     stream.cut("elsewhere", "two", keep_subject=False)
     chunks += stream.take(7)
+    before_return()
     stream.return_to("opening")
     chunks += stream.take(3)
     made.check_integrity()
