@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import LTX2VideoTransformer3DModel
 
 from cache.spec import TYPES, AttentionSpec, AttentionType, Modality
 from errors import CheckpointError
@@ -195,6 +194,8 @@ def load_transformer(
     Raises:
         CheckpointError: nothing there, damaged, or of another family.
     """
+    from diffusers import LTX2VideoTransformer3DModel  # seconds and 250 MB, for processes that load a model
+
     path = Path(source)
     if path.suffix == ".safetensors":
         if not path.is_file():
@@ -242,6 +243,8 @@ def random_transformer(seed: int = 0, **overrides: Any) -> Any:
 
     ``overrides`` are arguments of the class. About 0.3 million parameters by default.
     """
+    from diffusers import LTX2VideoTransformer3DModel
+
     options: dict[str, Any] = {
         "in_channels": 16,
         "out_channels": 16,

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from safetensors import SafetensorError
 
 from errors import CheckpointError
@@ -22,12 +21,19 @@ def check_source(source: str) -> None:
         raise CheckpointError(f"no folder {source!r}; expected a folder in diffusers' layout or a hub id")
 
 
+def by_name(*classes: Any) -> dict[str, Any]:
+    """Classes by what a component's ``config.json`` calls them."""
+    return {found.__name__: found for found in classes}
+
+
 def load_component(source: str, name: str, classes: Mapping[str, Any], dtype: torch.dtype, device: str) -> Any:
     """The component ``name`` of ``source``, which must be one of ``classes`` (by ``_class_name``), ready to infer.
 
     Raises:
         CheckpointError: not there, damaged, incomplete, or of another class.
     """
+    from diffusers import AutoencoderKL
+
     expected = f"{name}/ with a config.json of class {' or '.join(classes)} and its safetensors"
     check_source(source)
     try:

@@ -10,12 +10,10 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderKLLTX2Audio, AutoencoderKLLTX2Video, AutoencoderOobleck
-from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder, LTX2VocoderWithBWE
 
 from errors import CheckpointError, SnapshotMismatch, StreamError
 from models.codec import Codec, Sound
-from models.components import load_component
+from models.components import by_name, load_component
 from models.frame_codecs import CausalVideo, FoldedFrames
 from models.latents import unpack_audio, unpack_video
 from models.shapes import ChunkGeometry
@@ -225,11 +223,6 @@ def _without(tensor: torch.Tensor, axis: int) -> list[int]:
     return [size for i, size in enumerate(tensor.shape) if i != axis]
 
 
-FRAMES = {"AutoencoderKL": AutoencoderKL, "AutoencoderKLLTX2Video": AutoencoderKLLTX2Video}
-SOUND = {"AutoencoderOobleck": AutoencoderOobleck, "AutoencoderKLLTX2Audio": AutoencoderKLLTX2Audio}
-VOCODERS = {"LTX2Vocoder": LTX2Vocoder, "LTX2VocoderWithBWE": LTX2VocoderWithBWE}
-
-
 def load_codecs(
     source: str,
     transformer_config: Mapping[str, Any],
@@ -247,21 +240,25 @@ def load_codecs(
     Raises:
         CheckpointError: a component is missing, damaged, of another class, or does not fit the transformer.
     """
-    frames = _frames(load_component(source, "vae", FRAMES, dtype, device), geometry)
-    audio_vae = load_component(source, "audio_vae", SOUND, torch.float32, device)
+    from diffusers import AutoencoderKL, AutoencoderKLLTX2Audio, AutoencoderKLLTX2Video, AutoencoderOobleck
+    from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder, LTX2VocoderWithBWE
+
+    vae = load_component(source, "vae", by_name(AutoencoderKL, AutoencoderKLLTX2Video), dtype, device)
+    frames: FoldedFrames | CausalVideo
+    if isinstance(vae, AutoencoderKL):
+        frames = FoldedFrames(vae, geometry.height, geometry.width)
+    else:
+        frames = CausalVideo.of(vae, geometry.height, geometry.width)
+    heard = by_name(AutoencoderOobleck, AutoencoderKLLTX2Audio)
+    audio_vae = load_component(source, "audio_vae", heard, torch.float32, device)
     sound: Sound
     if isinstance(audio_vae, AutoencoderOobleck):
         sound = FoldedSound.of(audio_vae)
     else:
-        sound = MelSound.of(audio_vae, load_component(source, "vocoder", VOCODERS, torch.float32, device))
+        vocoders = by_name(LTX2Vocoder, LTX2VocoderWithBWE)
+        sound = MelSound.of(audio_vae, load_component(source, "vocoder", vocoders, torch.float32, device))
     _check_fit(source, transformer_config, geometry, frames, sound)
     return Codecs(geometry, frames, sound)
-
-
-def _frames(vae: Any, geometry: ChunkGeometry) -> FoldedFrames | CausalVideo:
-    if isinstance(vae, AutoencoderKL):
-        return FoldedFrames(vae, geometry.height, geometry.width)
-    return CausalVideo.of(vae, geometry.height, geometry.width)
 
 
 def _check_fit(

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from errors import CheckpointError, ConfigError, StreamError
-from models.components import LOAD_ERRORS, check_source, load_component
+from models.components import LOAD_ERRORS, by_name, check_source, load_component
 from models.prompt import Prompt
 
 ENCODERS = ("Gemma3ForConditionalGeneration", "Gemma4UnifiedForConditionalGeneration")
@@ -55,7 +55,7 @@ class GemmaEncoder:
         check_source(source)
         tokenizer = _tokenizer(source)
         text_encoder = _text_encoder(source, dtype).to(device)
-        connectors = load_component(source, "connectors", {"LTX2TextConnectors": LTX2TextConnectors}, dtype, device)
+        connectors = load_component(source, "connectors", by_name(LTX2TextConnectors), dtype, device)
         return cls(tokenizer, text_encoder, connectors, max_tokens)
 
     @torch.inference_mode()

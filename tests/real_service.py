@@ -66,7 +66,6 @@ def real_service(plane: str, settings: Mapping[str, str]) -> Iterator[RealServic
         **QUICK,
         **PLANES[plane],
         **settings,
-        "RAY_worker_niceness": "0",  # 15 by default: on a busy machine nothing would start in time
         # Freed memory goes back at once: what is left is held, not merely kept by the allocator for later.
         "MALLOC_MMAP_THRESHOLD_": "65536",
         "MALLOC_TRIM_THRESHOLD_": "65536",

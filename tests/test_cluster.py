@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -38,7 +37,6 @@ def collector() -> Iterator[tuple[str, Spans]]:
 def service(collector: tuple[str, Spans]) -> Iterator[str]:
     settings = load(environ={**QUICK, "LONGTAKE_SERVICE__TELEMETRY__TRACES": collector[0]})
     stored = replace(settings.service, cpus=0.5, store="cluster", store_resources={"memory_node": 0.01})
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     cluster = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 0, "resources": {"memory_node": 1}, "object_store_memory": POOL},

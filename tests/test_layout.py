@@ -34,14 +34,17 @@ def owner(path: Path) -> str:
 
 def imported(path: Path) -> set[str]:
     """Top-level names of everything that a file imports, also inside functions."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{path}: relative import"
-            found.add((node.module or "").split(".")[0])
-    return found
+    return {name for node in ast.walk(ast.parse(path.read_text())) for name in named(node)}
+
+
+def named(node: ast.AST) -> set[str]:
+    """Top-level names of what a statement imports itself."""
+    if isinstance(node, ast.Import):
+        return {alias.name.split(".")[0] for alias in node.names}
+    if isinstance(node, ast.ImportFrom):
+        assert not node.level, "relative import"
+        return {(node.module or "").split(".")[0]}
+    return set()
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -77,6 +80,14 @@ def test_nixl_is_imported_in_one_file_when_it_is_asked_for() -> None:
         if owner(path) not in OUTSIDE:
             assert not {"nixl", "nixl_cu12"} & imported(path), path  # nor there: by importlib, inside a function
             assert path == door or "nixl_cu12" not in path.read_text(), path
+
+
+def test_libraries_of_models_are_imported_where_a_model_is_loaded() -> None:
+    """They take seconds of a processor and 250 MB; gateways, ledgers and stores are to begin without."""
+    for path in SOURCES:
+        if owner(path) not in OUTSIDE:
+            first = {name for node in ast.parse(path.read_text()).body for name in named(node)}
+            assert not {"diffusers", "transformers"} & first, path
 
 
 def test_the_leaves_need_the_standard_library_and_msgpack_only() -> None:

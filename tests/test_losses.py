@@ -54,7 +54,6 @@ class Two:
 def two() -> Iterator[Two]:
     settings = load(environ={**QUICK, "LONGTAKE_ENGINE__SESSIONS": "2", "LONGTAKE_SERVICE__GENERATORS": "2"})
     settings = replace(settings, service=replace(settings.service, cpus=1.0, mirror="latents"))
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": POOL})
     try:
         node = cluster.add_node(num_cpus=1, object_store_memory=POOL)

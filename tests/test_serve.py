@@ -46,7 +46,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     disk = replace(settings.service.restore, disk=str(tmp_path_factory.mktemp("disk")))
     pace = replace(settings.service.pace, patience_s=PATIENCE_S, lead=LEAD)
     settings = replace(settings, service=replace(settings.service, cpus=0.5, restore=disk, pace=pace))
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  15 by default: on a busy machine nothing would start in time
     quick = {"metrics_report_interval_ms": 1000}
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, _system_config=quick)
     try:

@@ -23,7 +23,6 @@ KIND = TYPES[0]
 
 @pytest.fixture
 def cluster() -> Iterator[None]:
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
     yield
     ray.shutdown()
