@@ -1,4 +1,4 @@
-"""A real Redis server that answers on a Unix socket alone, and can be killed and begun again where it was."""
+"""A real Redis server on a Unix socket, perhaps on a port of loopback too, that can be killed and begun again."""
 
 import shutil
 import subprocess
@@ -13,17 +13,21 @@ START_S = 20.0
 
 
 class RealRedis:
-    """``redis-server`` in a folder of its own; every write is on the disk before it is answered (``fsync``)."""
+    """``redis-server`` in a folder of its own; every write is on the disk before it is answered (``fsync``).
 
-    def __init__(self, folder: Path, fsync: str = "always") -> None:
-        self.folder, self.fsync = folder, fsync
+    ``port``: on loopback, for those who know ``password``; 0 for none.
+    """
+
+    def __init__(self, folder: Path, fsync: str = "always", port: int = 0, password: str = "") -> None:
+        self.folder, self.fsync, self.port, self.password = folder, fsync, port, password
         self.socket = folder / "redis.sock"
-        self.url = f"unix://{self.socket}"
+        self.url = f"unix://:{password}@{self.socket}" if password else f"unix://{self.socket}"
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Begin, and wait until it answers."""
-        command = ["redis-server", "--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.folder)]
+        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", str(self.socket)]
+        command += ["--dir", str(self.folder), *(("--requirepass", self.password) if self.password else ())]
         command += ["--save", "", "--appendonly", "yes", "--appendfsync", self.fsync, "--loglevel", "warning"]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until = time.monotonic() + START_S
@@ -55,9 +59,9 @@ def found() -> bool:
 
 
 @contextmanager
-def real_redis(folder: Path, fsync: str = "always") -> Iterator[RealRedis]:
+def real_redis(folder: Path, fsync: str = "always", port: int = 0, password: str = "") -> Iterator[RealRedis]:
     """A server that has ended when this ends. ``folder`` must have a short path: sockets have at most 107 bytes."""
-    made = RealRedis(folder, fsync)
+    made = RealRedis(folder, fsync, port, password)
     made.start()
     try:
         yield made

@@ -3,8 +3,8 @@
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
-from typing import NoReturn
+from importlib import import_module, metadata
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -12,12 +12,41 @@ from rich.text import Text
 
 from errors import LongtakeError
 
+MODULES = {  # of this package, in the order of the help, with their commands
+    "generate": ("generate",),
+    "stream": ("stream",),
+    "serving": ("serve", "config"),
+    "service": ("watch", "ls", "inspect", "stop", "export", "import"),
+    "fleet": ("generators", "drain", "move"),
+    "planning": ("plan",),
+}
+
+
+class ByName(typer.core.TyperGroup):
+    """Imports the module of the command that is asked for: a look at a service need not wait for models' libraries."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*self.commands, *(name for names in MODULES.values() for name in names)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        for module, names in MODULES.items():
+            if cmd_name in names:
+                import_module(f"cli.{module}")
+                return typer.main.get_group(app).commands[cmd_name]
+        return self.commands.get(cmd_name)
+
+
 app = typer.Typer(
+    cls=ByName,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Endless audio-video streams: write them to a file, and watch what the cache remembers.",
 )
+
+
+@app.callback()
+def longtake() -> None:
+    """Endless audio-video streams: write them to a file, serve them, and watch what the cache remembers."""
 
 
 @app.command()

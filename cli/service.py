@@ -1,4 +1,7 @@
-"""``longtake serve`` and what talks to it: ``watch``, ``ls``, ``inspect``, ``stop``."""
+"""What talks to a service: ``longtake watch``, ``ls``, ``inspect``, ``stop``, ``export``, ``import``.
+
+Nothing here is imported that takes long: these are typed to look at something.
+"""
 
 import asyncio
 import json
@@ -7,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -15,45 +17,10 @@ from cli.common import app, fail
 from client import Client
 from errors import ConfigError, LongtakeError, MediaError
 from media.output import open_output
-from settings import load, plain_settings, read_shots
 
 URL, KEY = "http://127.0.0.1:8000", "LONGTAKE_KEY"
 Url = Annotated[str, typer.Option(help="Where the service is.")]
 Key = Annotated[str, typer.Option(envvar=KEY, help="The API key, if the service wants one.")]
-
-
-@app.command()
-def serve(
-    config: Annotated[Path | None, typer.Option(help="Settings, YAML.")] = None,
-    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen at.")] = 8000,
-) -> None:
-    """Serve streams with Ray Serve until Ctrl-C; joins a running Ray cluster if there is one."""
-    try:
-        settings = load(config)
-    except LongtakeError as error:
-        fail(error, 2)
-    from serve_app import run  # Ray takes a second to import, which no other command should wait for
-
-    console = Console()
-    console.print("starting Ray, the generators and the gateway …")
-    run(settings, host, port, lambda: console.print(f"open http://{host}:{port}/ in a browser; Ctrl-C ends it"))
-
-
-@app.command("config")
-def serve_config(
-    config: Annotated[Path | None, typer.Option(help="Settings, YAML; they are written into the result.")] = None,
-    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen at.")] = 8000,
-) -> None:
-    """Print what `serve deploy` takes, for a Ray cluster that runs: longtake config --config my.yaml > serve.yaml."""
-    try:
-        settings = None if config is None else plain_settings(config)
-        from serve_app import deploy_config
-
-        typer.echo(yaml.safe_dump(deploy_config(settings, host, port), sort_keys=False), nl=False)
-    except LongtakeError as error:
-        fail(error, 2)
 
 
 @app.command()
@@ -95,6 +62,8 @@ def watch(
 def _scenes(script: Path | None) -> list[dict[str, Any]]:
     if script is None:
         return []
+    from settings import read_shots  # takes a second
+
     shots = read_shots(script).scenes
     return [
         {"duration": s.duration, "name": s.name, "prompt": s.prompt, "subject": s.subject, "return_to": s.return_to}

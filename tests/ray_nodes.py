@@ -96,11 +96,14 @@ class Nodes:
         service: the manifest's ``spec``.
         folder: with a short path; what must outlive the head is there.
         environ: for what the manifest takes from Secrets and volumes.
+        head_environ: what the operator gives the head alone; ``head_parameters``: adds to its ``rayStartParams``.
     """
 
     service: Manifest
     folder: Path
     environ: Mapping[str, str]
+    head_environ: Mapping[str, str] = field(default_factory=dict)
+    head_parameters: Mapping[str, str] = field(default_factory=dict)
     ports: list[int] = field(default_factory=lambda: quiet_ports(3))
     head: Node | None = None
     workers: list[Node] = field(default_factory=list)
@@ -122,8 +125,9 @@ class Nodes:
         group = self.service["rayClusterConfig"]["headGroupSpec"]
         options = ["--head", f"--port={self.ports[0]}", f"--dashboard-port={self.ports[1]}"]
         options += [f"--ray-client-server-port={self.ports[2]}", f"--temp-dir={self.folder / 'ray'}"]
-        parameters = {**group["rayStartParams"], "dashboard-host": HOST}
-        self.head = self._begin(group["template"], parameters, options, self.head.own if self.head else quiet_ports(4))
+        parameters = {**group["rayStartParams"], **self.head_parameters, "dashboard-host": HOST}
+        own = self.head.own if self.head else quiet_ports(4)
+        self.head = self._begin(group["template"], parameters, options, own, self.head_environ)
 
     def begin_worker(self) -> None:
         """A node with the resources of one pod of each worker group."""
@@ -212,14 +216,20 @@ class Nodes:
             if node is not None and node.process.poll() is None:
                 node.kill()
 
-    def _begin(self, template: Manifest, parameters: Mapping[str, str], options: list[str], own: list[int]) -> Node:
+    def _begin(
+        self,
+        template: Manifest,
+        parameters: Mapping[str, str],
+        options: list[str],
+        own: list[int],
+        more: Mapping[str, str] | None = None,
+    ) -> Node:
         parameters = {**parameters, "object-store-memory": str(POOL)}
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
         command += [f"--node-ip-address={HOST}", *(f"--{name}={value}" for name, value in parameters.items()), *options]
         containers = template["spec"]["containers"]
         given = {one["name"]: one["value"] for box in containers for one in box.get("env", []) if "value" in one}
-        kept = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(self.folder / "gcs")}
-        environ = {**os.environ, **given, **HURRY, **kept, **LOGIN, **_colocated(own), **self.environ}
+        environ = {**os.environ, **given, **HURRY, **LOGIN, **_colocated(own), **self.environ, **(more or {})}
         environ["LONGTAKE_SERVICE__RESTORE__DISK"] = str(self.folder / f"restore-{own[0]}")
         with (self.folder / "nodes.log").open("ab") as log:
             process = subprocess.Popen([*ENDS_WITH_US, *command], env=environ, stdout=log, stderr=log)

@@ -1,5 +1,6 @@
 """The command: what a take leaves on disk, what is shown, what is refused, and what an interruption leaves behind."""
 
+import inspect
 import io
 import json
 import re
@@ -8,10 +9,12 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
+import typer
 from click.testing import Result
 from rich.console import Console
 from safetensors import safe_open
@@ -20,6 +23,7 @@ from typer.testing import CliRunner
 import cli
 from cache.spec import AttentionType
 from cli import stream as stream_command
+from cli.common import MODULES
 from errors import LongtakeError
 from settings import Settings, build_engine, load, read_script
 from streams.engine import Chunk
@@ -344,3 +348,21 @@ def test_the_settings_and_the_script_of_the_readme_are_true(tmp_path: Path) -> N
     assert shown == replace(defaults, model=replace(defaults.model, source="random", dtype="float32"), threads=2)
     path.write_text(script)
     assert [cue.do for cue in read_script(path)] == ["cut", "prompt", "return"]
+
+
+# -- how soon it begins
+
+
+def test_every_command_is_in_the_module_that_is_imported_for_it() -> None:
+    for module, names in MODULES.items():
+        import_module(f"cli.{module}")
+        for name in names:
+            command = typer.main.get_group(cli.app).commands[name]
+            assert inspect.unwrap(command.callback).__module__ == f"cli.{module}"
+    assert set(typer.main.get_group(cli.app).commands) == {"version", *(n for names in MODULES.values() for n in names)}
+
+
+@pytest.mark.parametrize("command", MODULES["service"] + MODULES["fleet"])
+def test_whoever_looks_at_a_service_waits_for_no_library_of_tensors(command: str) -> None:
+    code = f"import sys, cli; cli.app(['{command}', '--help'], standalone_mode=False); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)

@@ -19,7 +19,7 @@ from client import Client
 from errors import LongtakeError
 from tests.kube_service import kube_service
 from tests.open_ports import TABLE, documented, listening
-from tests.ray_nodes import Nodes
+from tests.ray_nodes import HOST, Nodes, quiet_ports
 from tests.service import QUICK
 from tests.test_gateway import BALL, RING
 from tests.test_losses import Viewer
@@ -68,17 +68,30 @@ def manifest() -> dict[str, Any]:
     return spec
 
 
+PASSWORD = "of-this-test-too"
+redis_alone = pytest.mark.parametrize("deployed", ["redis"], indirect=True)
+wherever_tables_are = pytest.mark.parametrize("deployed", ["redis", "rocksdb"], indirect=True)
+
+
 @pytest.fixture(scope="module")
-def deployed() -> Iterator[Deployed]:
+def deployed(request: pytest.FixtureRequest) -> Iterator[Deployed]:
+    """Parameter: what has the tables of Ray's head; the base's Redis, or the component's embedded store."""
     folder = Path(tempfile.mkdtemp(prefix="lt"))  # pytest's own are too long for a socket's path
-    with real_redis(folder) as redis:
+    (port,) = quiet_ports(1)
+    with real_redis(folder, port=port, password=PASSWORD) as redis:
+        # What KubeRay makes of gcsFaultToleranceOptions.
+        in_redis = {"RAY_REDIS_ADDRESS": f"{HOST}:{port}", "RAY_external_storage_namespace": "longtake"}
+        embedded = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(folder / "gcs")}
         given = {
             **QUICK,
             "LONGTAKE_SERVICE__JOURNAL__URL": redis.url,
             "STORE_KEY": "5a" * 32,
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         }
-        nodes = Nodes(manifest(), folder, given)
+        if request.param == "redis":
+            nodes = Nodes(manifest(), folder, given, in_redis, {"redis-password": PASSWORD})
+        else:
+            nodes = Nodes(manifest(), folder, given, embedded)
         try:
             for count, begin in enumerate((nodes.begin_head, nodes.begin_worker, nodes.begin_worker), 1):
                 begin()
@@ -102,6 +115,7 @@ def quickly(config: dict[str, Any]) -> None:
     gateway["graceful_shutdown_timeout_s"] = 3.0
 
 
+@redis_alone
 def test_gateways_and_generators_are_on_the_workers_that_are_theirs_and_a_take_is_watched(deployed: Deployed) -> None:
     async def test() -> None:
         async with Client(deployed.url) as client:
@@ -119,6 +133,7 @@ def test_gateways_and_generators_are_on_the_workers_that_are_theirs_and_a_take_i
     asyncio.run(test())
 
 
+@redis_alone
 def test_nothing_listens_for_other_machines_that_is_not_documented(deployed: Deployed) -> None:
     allowed = documented(TABLE.read_text())
     found = listening(deployed.nodes.processes(), deployed.nodes.usual())
@@ -141,6 +156,7 @@ INSIDE = [
 ]
 
 
+@redis_alone
 def test_viewers_reach_the_gateway_and_nothing_of_ray_besides(deployed: Deployed) -> None:
     for path in INSIDE:
         assert httpx.get(deployed.url + path).status_code == 404, path
@@ -152,6 +168,7 @@ def test_viewers_reach_the_gateway_and_nothing_of_ray_besides(deployed: Deployed
         assert httpx.get(deployed.nodes.dashboard + path).status_code in (401, 403), path
 
 
+@redis_alone
 def test_a_change_of_pace_replaces_nobody_and_no_viewer_notices(deployed: Deployed) -> None:
     async def test() -> None:
         async with Client(deployed.url) as client:
@@ -184,6 +201,7 @@ def test_a_change_of_pace_replaces_nobody_and_no_viewer_notices(deployed: Deploy
     asyncio.run(test())
 
 
+@redis_alone
 def test_a_rolling_upgrade_moves_every_session_and_cuts_none(deployed: Deployed) -> None:
     async def test() -> None:
         async with Client(deployed.url) as client:
@@ -223,6 +241,7 @@ def upgraded(config: dict[str, Any]) -> None:
     config["applications"][0]["args"]["settings"]["engine"]["sessions"] = 3
 
 
+@wherever_tables_are
 def test_a_take_goes_on_after_the_loss_of_a_worker_and_then_of_the_head(deployed: Deployed) -> None:
     async def test() -> None:
         async with Client(deployed.url) as client:
