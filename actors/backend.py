@@ -11,6 +11,7 @@ from typing import Any
 from ray import serve
 from ray.exceptions import RayActorError
 
+from actors.apart import Apart
 from actors.order import Order
 from actors.remote import Handle, directory, told_plainly
 from actors.routes import ROUTES
@@ -53,7 +54,7 @@ class ServeBackend:
     def handle(self) -> Handle:
         """The generators' handle, in the application that the gateway is of."""
         if self._handle is None:
-            self._handle = serve.get_deployment_handle(self._deployment)
+            self._handle = Apart(serve.get_deployment_handle(self._deployment))
         return self._handle
 
     @property

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -16,9 +17,11 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 ray = pytest.importorskip("ray")
 
 from ray import serve  # noqa: E402
+from ray.serve.config import RequestRouterConfig  # noqa: E402
 from ray.util import list_named_actors  # noqa: E402
 from websockets.asyncio.client import connect  # noqa: E402
 
+from actors.apart import Apart  # noqa: E402
 from actors.remote import DIRECTORY, LEDGER, NAMESPACE, STORE, session_folder  # noqa: E402
 from client import Client  # noqa: E402
 from errors import NoCapacity, UnknownSession  # noqa: E402
@@ -168,6 +171,64 @@ def kill(member: str) -> None:
     """End a generator's process, as a machine would that runs out of memory."""
     name = next(a["name"] for a in list_named_actors(all_namespaces=True) if member in (a["name"] or ""))
     ray.kill(ray.get_actor(name, "serve"))
+
+
+def test_two_calls_of_one_request_wait_for_their_replica_apart_and_one_that_is_given_up_takes_none_with_it(
+    service: str,
+) -> None:
+    """A viewer's acknowledgement waits while its generator dies, is given up, and its leave waits too."""
+
+    class SlowDirectory:
+        def __init__(self) -> None:
+            self.asked, self.open = 0, asyncio.Event()
+
+        async def find(self, session: str) -> None:
+            self.asked += 1
+            await self.open.wait()
+
+        async def state(self) -> int:
+            return self.asked
+
+        async def answer(self) -> None:
+            self.open.set()
+
+        def stops(self, name: str) -> None:
+            pass
+
+    class Called:
+        async def call(self) -> str:
+            return "answered"
+
+    class Caller:
+        def __init__(self, handle: Any) -> None:
+            self.handle = Apart(handle)
+
+        async def two(self, directory: Any) -> list[Any]:
+            of = self.handle.options(session_id="take")
+            calls = [asyncio.ensure_future(of.call.remote()) for _ in range(3)]
+            while await directory.state.remote() < 2:  # as many as a router with one replica routes at a time
+                await asyncio.sleep(0.01)
+            calls[0].cancel()
+            await directory.answer.remote()
+            return list(await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 30))
+
+    slow = ray.remote(num_cpus=0)(SlowDirectory).options(name="slow", namespace=NAMESPACE).remote()
+    router = {
+        "request_router_class": "actors.router.SessionRouter",
+        "request_router_kwargs": {"directory": "slow", "namespace": NAMESPACE},
+    }
+    called = serve.deployment(
+        Called, ray_actor_options={"num_cpus": 0}, request_router_config=RequestRouterConfig.model_validate(router)
+    )
+    caller = serve.deployment(Caller, ray_actor_options={"num_cpus": 0})
+    handle = serve.run(caller.bind(called.bind()), name="apart", route_prefix=None)
+    try:
+        given_up, *answers = handle.two.remote(slow).result(timeout_s=60)
+        assert isinstance(given_up, asyncio.CancelledError)
+        assert answers == ["answered", "answered"]
+    finally:
+        serve.delete("apart")
+        ray.kill(slow)
 
 
 def test_a_stream_goes_on_when_its_ledger_shard_is_killed_and_no_epoch_is_lost(service: str) -> None:
