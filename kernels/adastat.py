@@ -3,26 +3,7 @@
 MaineCoon, arXiv 2606.17800, section 4.2: x̂ = x + s·(σ*·(x−μ)/σ + μ* − x).
 """
 
-from dataclasses import dataclass
-
 import torch
-
-
-@dataclass(frozen=True)
-class Corrected:
-    """Committed copies of a batch, the statistics they were made from, and how far those were from the references.
-
-    Args:
-        x: [rows, tokens, channels], in the type of what was corrected.
-        mean, std: [rows, channels], float64, of what was corrected.
-        shift: [rows], float64: root mean square over channels of the shift of means in units of σ* and of the log
-            ratio of spreads. The books score drift by it (``cache.drift.Reference.shift``).
-    """
-
-    x: torch.Tensor
-    mean: torch.Tensor
-    std: torch.Tensor
-    shift: torch.Tensor
 
 
 def channel_statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,23 +28,13 @@ def adastat(
 
 def correct(
     x: torch.Tensor, reference_mean: torch.Tensor, reference_std: torch.Tensor, strength: torch.Tensor
-) -> Corrected:
-    """Correct every row of ``x`` [rows, tokens, channels] towards its own reference [rows, channels], float64.
+) -> torch.Tensor:
+    """``adastat`` of every row of ``x`` [rows, tokens, channels] towards its own reference [rows, channels], float64.
 
-    ``strength`` [rows], float64; a row of strength 0 is copied bit for bit.
+    ``strength`` [rows], float64, of which no number is read on the host; a row of strength 0 is copied bit for bit.
     """
-    mean, std = channel_statistics(x)
-    floor = reference_floor(reference_std).unsqueeze(-1)
-    spread = torch.maximum(reference_std, floor)
-    ratio = torch.log(torch.maximum(std, floor) / spread)
-    shift = (((mean - reference_mean) / spread) ** 2 + ratio**2).mean(-1).sqrt()
-    rows = [
-        row.clone() if s == 0 else adastat(row, to_mean, to_std, s)
-        for row, to_mean, to_std, s in zip(x, reference_mean, reference_std, strength.tolist(), strict=True)
-    ]
-    return Corrected(torch.stack(rows), mean, std, shift)
-
-
-def reference_floor(reference_std: torch.Tensor) -> torch.Tensor:
-    """The least spread [rows] that a channel is taken to have, of references [rows, channels]."""
-    return (1e-3 * reference_std.mean(-1)).clamp(min=1e-6)
+    mean, std = (x.unsqueeze(1) for x in channel_statistics(x))
+    to_mean, to_std, strength = reference_mean.unsqueeze(1), reference_std.unsqueeze(1), strength[:, None, None]
+    scale = torch.where(std > 0, to_std / std.where(std > 0, 1.0), 0.0)
+    blended = mean + strength * (to_mean - mean) + (x.double() - mean) * (1 - strength + strength * scale)
+    return torch.where(strength == 0, x, blended.to(x.dtype))

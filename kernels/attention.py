@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from kernels.copies import floats_on_device, on_device
 from kernels.quantised import KeyPages, QuantisedKeys, QuantisedValues, ValuePages
 
 
@@ -76,7 +77,7 @@ def read(pages: torch.Tensor, table: BlockTable) -> torch.Tensor:
     if table.consecutive:
         found = pages[table.pages[0] : table.pages[0] + len(table.pages)]
     else:
-        found = pages.index_select(0, torch.tensor(table.pages, device=pages.device))
+        found = pages.index_select(0, _numbers(table, pages.device))
     return found.flatten(0, 1)[table.skip_tokens :]
 
 
@@ -149,7 +150,7 @@ def keys_of(pages: KeyPages, table: BlockTable, dtype: torch.dtype) -> torch.Ten
     """Keys [tokens, W] of the table's pages; codes become ``dtype``."""
     if isinstance(pages, torch.Tensor):
         return read(pages, table)
-    chosen = list(table.pages)
+    chosen = _numbers(table, pages.codes.device)
     some = QuantisedKeys(pages.codes[chosen], pages.scale[chosen], pages.zero[chosen])
     return some.read(dtype).flatten(0, 1)[table.skip_tokens :]
 
@@ -158,8 +159,12 @@ def values_of(pages: ValuePages, table: BlockTable, dtype: torch.dtype) -> torch
     """Values [tokens, W] of the table's pages; codes become ``dtype``."""
     if isinstance(pages, torch.Tensor):
         return read(pages, table)
-    chosen = list(table.pages)
+    chosen = _numbers(table, pages.codes.device)
     return QuantisedValues(pages.codes[chosen], pages.scale[chosen]).read(dtype).flatten(0, 1)[table.skip_tokens :]
+
+
+def _numbers(table: BlockTable, device: torch.device) -> torch.Tensor:
+    return on_device((table.pages,), device)[0]
 
 
 def _with_own(found: torch.Tensor, own: Own, row: int, table: BlockTable, exact: torch.Tensor) -> torch.Tensor:
@@ -171,8 +176,8 @@ def _with_own(found: torch.Tensor, own: Own, row: int, table: BlockTable, exact:
 def _log_multiplicity(table: BlockTable, tokens: int, like: torch.Tensor) -> torch.Tensor:
     """What is added to the logits of each of ``tokens`` tokens, [1, tokens]."""
     each = (tokens + table.skip_tokens) // len(table.pages)
-    by_token = [math.log(n) for n in table.multiplicity for _ in range(each)][table.skip_tokens :]
-    return torch.tensor([by_token], dtype=like.dtype, device=like.device)
+    by_page = floats_on_device((tuple(math.log(n) for n in table.multiplicity),), like.device)
+    return by_page.repeat_interleave(each, 1)[:, table.skip_tokens :].to(like.dtype)
 
 
 def _by_head(x: torch.Tensor, heads: int) -> torch.Tensor:

@@ -15,10 +15,9 @@ import triton.language as tl
 
 from kernels.attention import BlockTable, Own
 from kernels.configurations import LARGEST_HEAD, PROCESSORS, attention_tiles, splits
+from kernels.copies import floats_on_device, on_device
 from kernels.launch import (
     Launch,
-    floats_on_device,
-    on_device,
     power_of_two,
     require,
     require_pages,

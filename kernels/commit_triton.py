@@ -10,7 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.launch import Launch, on_device, power_of_two, require, require_pages, require_rows
+from kernels.copies import on_device
+from kernels.launch import Launch, power_of_two, require, require_pages, require_rows
 from kernels.pairs import load_angles, load_pairs, store_pairs, turn
 from kernels.quantised import KeyPages, QuantisedKeys, QuantisedValues, ValuePages
 from kernels.quantised_triton import blocks_of, prepare_keys, prepare_values

@@ -2,13 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
 import triton
-
-Table = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -69,29 +66,3 @@ def require_pages(pages: Sequence[int], held: int) -> None:
 def power_of_two(n: int) -> int:
     """The smallest power of two that is not below ``n``: the sizes that Triton's tiles can have."""
     return 1 << max(0, n - 1).bit_length()
-
-
-@lru_cache(maxsize=1024)
-def on_device(rows: Table, device: torch.device) -> torch.Tensor:
-    """``rows`` as int32 [rows, longest] on ``device``, filled up with zeros.
-
-    The last 1,024 that were asked for are kept, the one asked for longest ago is dropped and would be made again.
-    The copy leaves from pinned memory and is queued behind what the stream does already. A chunk asks for the same
-    tables in each layer of each of its passes.
-    """
-    longest = max((len(row) for row in rows), default=0)
-    table = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], dtype=torch.int32)
-    return _copied(table.reshape(len(rows), longest), device)
-
-
-@lru_cache(maxsize=1024)
-def floats_on_device(rows: tuple[tuple[float, ...], ...], device: torch.device) -> torch.Tensor:
-    """As ``on_device``, float32."""
-    longest = max((len(row) for row in rows), default=0)
-    return _copied(torch.tensor([[*row, *[0.0] * (longest - len(row))] for row in rows]), device)
-
-
-def _copied(table: torch.Tensor, device: torch.device) -> torch.Tensor:
-    if device.type == "cuda":
-        return table.pin_memory().to(device, non_blocking=True)
-    return table.to(device)

@@ -16,16 +16,10 @@ TRITON = Ops(
     relocate=rotary_triton.relocate,
     restore=rotary_triton.restore,
     channel_statistics=adastat_triton.channel_statistics,
-    adastat=adastat_triton.adastat,
     correct=adastat_triton.correct,
     pack=pack_triton.pack,
     unpack=pack_triton.unpack,
-    pack_all=pack_triton.pack_all,
-    pack_checked=pack_triton.pack_checked,
-    unpack_checked=pack_triton.unpack_checked,
     store_keys=commit_triton.store_keys,
-    pack_codes=pack_triton.pack_codes,
-    unpack_codes=pack_triton.unpack_codes,
 )
 
 

@@ -9,6 +9,7 @@ from cache.pool import Pool
 from cache.spec import TYPES, AttentionType, Modality
 from cache.tiers import Latents
 from kernels.attention import BlockTable
+from kernels.copies import Landing, upload
 from kernels.ops import Ops
 from models.backbone import Backbone
 from models.processors import Rows
@@ -52,8 +53,10 @@ class Batch:
         self.forward(x, sigma, mass)
         if mass is None:
             return [None] * len(self.sessions)
+        told = iter(_told([share for t in TYPES for share in mass[t]]))
+        by_type = {t: [next(told) for _ in self.sessions] for t in TYPES}
         rows = enumerate(self.sessions)
-        return [{t: _by_chunk(session, t, mass[t][row].tolist()) for t in TYPES} for row, session in rows]
+        return [{t: _by_chunk(session, t, by_type[t][row]) for t in TYPES} for row, session in rows]
 
     def forward(self, x: Pair, sigma: float, mass: dict[AttentionType, list[torch.Tensor]] | None = None) -> Pair:
         """Velocities of ``x`` at noise level ``sigma``, float32; keys and values stay in the staged pages."""
@@ -66,12 +69,15 @@ class Batch:
 
     def _noise(self, draw: int) -> Pair:
         video, audio = (
-            torch.stack(
-                [
-                    noise(s.seed, s.manager.next_chunk, draw, m, self.backbone.geometry.tokens(m), channels)
-                    for s in self.sessions
-                ]
-            ).to(self.backbone.device)
+            upload(
+                torch.stack(
+                    [
+                        noise(s.seed, s.manager.next_chunk, draw, m, self.backbone.geometry.tokens(m), channels)
+                        for s in self.sessions
+                    ]
+                ),
+                self.backbone.device,
+            )
             for m, channels in ((m, self.backbone.channels(m)) for m in (Modality.VIDEO, Modality.AUDIO))
         )
         return video, audio
@@ -79,6 +85,12 @@ class Batch:
     @staticmethod
     def _reads(session: Session, type: AttentionType) -> BlockTable:
         return session.block_table(type, session.manager.ledgers[type].places(), see_subject=True)
+
+
+def _told(shares: Sequence[torch.Tensor]) -> list[list[float]]:
+    """The numbers of several vectors, by one copy to the host."""
+    (numbers,) = Landing([torch.cat(list(shares))]).wait()
+    return [part.tolist() for part in numbers.split([len(share) for share in shares])]
 
 
 def _by_chunk(session: Session, type: AttentionType, shares: list[float]) -> dict[int, float]:

@@ -12,6 +12,7 @@ import torch
 from cache.keep_set import Role
 from cache.spec import TYPES, AttentionType
 from cache.tiers import KeyValues, Latents, RestoreTier
+from kernels.copies import on_host
 from streams.paging import Paging
 from streams.session import Session
 
@@ -51,7 +52,7 @@ class WriteThrough:
         if self.durability == "none":
             return
         shelf = published_shelf(session.id)
-        self.tier.keep_latents(shelf, chunk, replace(latents, video=video.cpu(), audio=audio.cpu()))
+        self.tier.keep_latents(shelf, chunk, in_host_memory(replace(latents, video=video, audio=audio)))
         self.tier.forget(shelf, chunk - PUBLISHED)
         self.encoded(session, chunk, TYPES)
 
@@ -67,7 +68,7 @@ class WriteThrough:
         if self.durability == "none":
             return
         if chunk in session.retained and not self.tier.holds(session.id, chunk).latents:
-            self.tier.keep_latents(session.id, chunk, on_host(session.retained[chunk]))
+            self.tier.keep_latents(session.id, chunk, in_host_memory(session.retained[chunk]))
         if self.durability == "latents":
             return
         for t in types:
@@ -87,16 +88,17 @@ class WriteThrough:
         self, session: Session, type: AttentionType, chunk: int | None, place: int, slot: int, role: Role
     ) -> KeyValues:
         """A copy of what is at ``place``, with keys as they were first written: rotating rounds."""
-        packed = self.paging.pack(type, session.page(type, place)).cpu()
+        (packed,) = on_host([self.paging.pack(type, session.page(type, place))])
         origin = session.origins.get((type, chunk))
         if origin is not None:
             self.paging.keys_of(type, packed)[:], slot = origin.keys, origin.slot
         return KeyValues(packed, slot, role, session.manager.recorder.noted, self.paging.format(type))
 
 
-def on_host(latents: Latents) -> Latents:
+def in_host_memory(latents: Latents) -> Latents:
     """A copy in host memory, or the same if they are there."""
-    return replace(latents, video=latents.video.cpu(), audio=latents.audio.cpu())
+    video, audio = on_host([latents.video, latents.audio])
+    return replace(latents, video=video, audio=audio)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from uuid import uuid4
 
+import numpy as np
 import torch
 
 from cache.books import CacheConfig
@@ -23,6 +24,7 @@ from cache.state import dump, load
 from cache.tiers import Holdings, Latents, RestoreTier
 from cache.way_back import WayBack
 from errors import BudgetError, ConfigError, LongtakeError, StreamClosed, StreamError, StreamFailed
+from kernels.copies import Landing, upload
 from kernels.ops import ops
 from models.backbone import Backbone
 from models.prompt import Prompt, hashed_prompt
@@ -344,21 +346,20 @@ class Engine:
         """Denoise, publish, correct, and leave the corrected copies' keys and values in the staged pages."""
         batch, began = Batch(self.backbone, self.pool, self.ops, sessions), self.clock()
         clean = batch.denoise(schedule)
-        statistics = [[v.cpu().numpy() for v in self.ops.channel_statistics(x)] for x in clean]
+        statistics = Landing([torch.cat(self.ops.channel_statistics(x), -1) for x in clean]).wait()
         self.way_back.passed((self.clock() - began) / (len(schedule.sigmas) * len(sessions)))
-        chunks, committed = [], []
-        for row, session in enumerate(sessions):
-            seen = {
-                m.value: ChannelStatistics(mean[row], std[row])
-                for m, (mean, std) in zip(Modality, statistics, strict=True)
-            }
-            verdict = session.manager.judge(seen)
-            chunks.append(self._publish(session, clean[0][row], clean[1][row], verdict.score))
-            copies = [
-                self._corrected(x[row], verdict.corrections.get(m.value)) for m, x in zip(Modality, clean, strict=True)
-            ]
-            scene = session.manager.scenes.current_name
-            committed.append(Latents(copies[0], copies[1], session.prompt.key, scene))
+        verdicts = [session.manager.judge(_seen(statistics, row)) for row, session in enumerate(sessions)]
+        rows = list(enumerate(sessions))
+        chunks = [self._publish(s, clean[0][row], clean[1][row], verdicts[row].score) for row, s in rows]
+        video, audio = (
+            self._corrected(x, [verdict.corrections.get(m.value) for verdict in verdicts])
+            for m, x in zip(Modality, clean, strict=True)
+        )
+        # Of each its own copy: they are kept for as long as their session wants them.
+        committed = [
+            Latents(video[row].clone(), audio[row].clone(), s.prompt.key, s.manager.scenes.current_name)
+            for row, s in rows
+        ]
         shares = batch.commit(committed, self.config.schedule.context_sigma, self.policy.wants_mass)
         return list(zip(chunks, committed, shares, strict=True))
 
@@ -368,12 +369,16 @@ class Engine:
         scene = session.manager.scenes.current_name
         return Chunk(index, scene, video.clone(), audio.clone(), index * seconds, seconds, drift)
 
-    def _corrected(self, x: torch.Tensor, correction: Correction | None) -> torch.Tensor:
-        """The copy that the cache gets."""
-        if correction is None:
-            return x.clone()
-        mean, std = (torch.from_numpy(v).to(x.device) for v in (correction.mean, correction.std))
-        return self.ops.adastat(x, mean, std, correction.strength)
+    def _corrected(self, x: torch.Tensor, corrections: Sequence[Correction | None]) -> torch.Tensor:
+        """The copies [rows, tokens, channels] that the cache gets, each corrected as it is to be, if it is."""
+        if not any(corrections):
+            return x
+        rows, channels = len(x), x.shape[-1]
+        nothing = Correction(np.zeros(channels), np.ones(channels), 0.0)
+        given = [nothing if correction is None else correction for correction in corrections]
+        numbers = np.concatenate([*(c.mean for c in given), *(c.std for c in given), [c.strength for c in given]])
+        mean, std, strength = upload(torch.from_numpy(numbers), x.device).split([rows * channels] * 2 + [rows])
+        return self.ops.correct(x, mean.view(rows, channels), std.view(rows, channels), strength)
 
     def _abort(self, session: Session) -> None:
         for t, place in session.manager.abort().items():
@@ -409,3 +414,9 @@ class Engine:
         for session in self.sessions.values():
             session.manager.check_integrity()
             session.check_pages()
+
+
+def _seen(statistics: Sequence[torch.Tensor], row: int) -> dict[str, ChannelStatistics]:
+    """What the books judge one row by; ``statistics`` [rows, 2 · channels] by modality: means, then spreads."""
+    halves = {m: statistics[i][row].chunk(2) for i, m in enumerate(Modality)}
+    return {m.value: ChannelStatistics(mean.numpy(), std.numpy()) for m, (mean, std) in halves.items()}

@@ -18,7 +18,7 @@ from models.backbone import Backbone
 from models.processors import Rows
 from models.rope import KEY_KIND
 from streams.arrivals import Fetcher
-from streams.durability import WriteThrough, on_host
+from streams.durability import WriteThrough, in_host_memory
 from streams.paging import Paging
 from streams.session import Origin, Session
 
@@ -93,7 +93,7 @@ class Executor:
         kept, subjects = session.manager.kept(), session.manager.subject_chunks()
         for chunk in [c for c in session.retained if c not in kept and c not in plan.forget]:
             if not self.tier.holds(session.id, chunk).latents:
-                self.tier.keep_latents(session.id, chunk, on_host(session.retained[chunk]))
+                self.tier.keep_latents(session.id, chunk, in_host_memory(session.retained[chunk]))
             if chunk not in subjects:
                 del session.retained[chunk]
 

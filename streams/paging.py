@@ -12,6 +12,7 @@ import torch
 from cache.pool import CODES, Pool
 from cache.spec import AttentionSpec, AttentionType, PageFormat
 from cache.tiers import KeyValues
+from kernels.copies import on_host, upload
 from kernels.ops import Ops
 from kernels.pack import keys_from_bytes, to_bytes, values_from_bytes
 from kernels.quantised import QuantisedKeys, QuantisedValues, quantise_keys, quantise_values
@@ -39,7 +40,7 @@ class Paging:
 
     def unpack(self, type: AttentionType, page: int, packed: torch.Tensor) -> None:
         """Write a packed page, from wherever it is; raises ``ValueError`` unless it is one of this type."""
-        packed = packed.to(self.pool.device)
+        packed = upload(packed, self.pool.device)
         if type not in self.pool.ends:
             self.ops.unpack(self.pool.storage[type], page, packed)
             return
@@ -52,15 +53,15 @@ class Paging:
     def pack_keys(self, type: AttentionType, page: int) -> torch.Tensor:
         """A copy of a page's keys in host memory, as they are part of a packed page."""
         if type not in self.pool.ends:
-            return self.pool.storage[type][:, 0, page].to("cpu", copy=True)
-        return to_bytes(self._codes(type, page)[0]).cpu()
+            return on_host([self.pool.storage[type][:, 0, page].clone()])[0]
+        return on_host([to_bytes(self._codes(type, page)[0])])[0]
 
     def unpack_keys(self, type: AttentionType, page: int, packed: torch.Tensor) -> None:
         """Write the keys of a page."""
         if type not in self.pool.ends:
-            self.pool.storage[type][:, 0, page].copy_(packed)
+            self.pool.storage[type][:, 0, page].copy_(upload(packed, self.pool.device))
             return
-        keys = keys_from_bytes(packed.to(self.pool.device), *_form(self.pool.specs[type]))
+        keys = keys_from_bytes(upload(packed, self.pool.device), *_form(self.pool.specs[type]))
         ends = self.pool.ends[type]
         self.pool.storage[type][:, 0, page] = keys.codes
         ends.key_scale[:, page], ends.key_zero[:, page] = keys.scale, keys.zero
