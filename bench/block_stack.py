@@ -153,7 +153,7 @@ def passes(stack: Stack) -> None:
 def corrected(engine: Engine, x: torch.Tensor) -> torch.Tensor:
     """AdaStat of all rows towards their own statistics, at half strength."""
     mean, std = engine.ops.channel_statistics(x)
-    return engine.ops.correct(x, mean, std, torch.full((len(x),), 0.5, dtype=torch.float64, device=x.device))
+    return engine.ops.correct(x, mean, std, torch.full((len(x),), 0.5, dtype=torch.float64, device=x.device)).x
 
 
 def movements(stack: Stack) -> None:

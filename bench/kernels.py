@@ -134,11 +134,13 @@ def streaming_cases(size: Size) -> Iterator[Case]:
                lambda: (commit.write(*shared, *outs[1], [2]), outs[1][:, 2])[1], itself,
                4 * key.nbytes + 2 * angle.nbytes)  # fmt: skip
     yield Case("pack", lambda: pack_triton.pack(storage, 3), lambda: pack.pack(storage, 3), itself, 4 * chunk)
+    yield Case("pack, checked", lambda: pack_triton.pack_checked(storage, 3)[0],
+               lambda: pack.pack_checked(storage, 3)[0], itself, 4 * chunk)  # fmt: skip
     x = torch.randn(8, 768, 128, device=size.device)
     ends = [torch.rand(8, 128, device=size.device, dtype=torch.float64) for _ in "ab"]
     strength = torch.full((8,), 0.5, device=size.device, dtype=torch.float64)
-    yield Case("adastat, 8 sessions", lambda: adastat_triton.correct(x, *ends, strength),
-               lambda: adastat.correct(x, *ends, strength), itself, 2 * x.nbytes)  # fmt: skip
+    yield Case("adastat, 8 sessions", lambda: adastat_triton.correct(x, *ends, strength).x,
+               lambda: adastat.correct(x, *ends, strength).x, itself, 2 * x.nbytes)  # fmt: skip
 
 
 def itself(out: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.adastat import Corrected, reference_floor
 from kernels.configurations import STATISTICS_CHANNELS, STATISTICS_TOKENS
 from kernels.launch import Launch, require, require_rows
 
@@ -23,9 +24,11 @@ def _adastat(
     out,
     mean,
     std,
+    distance,
     to_mean,
     to_std,
     strength,
+    floor,
     tokens,
     channels,
     x_row,
@@ -57,8 +60,13 @@ def _adastat(
     tl.store(std + at, own_std, mask=real_c)
     if out is not None:
         s = tl.load(strength + row)
+        least = tl.load(floor + row)
         ref_mean = tl.load(to_mean + at, mask=real_c, other=0.0)
         ref_std = tl.load(to_std + at, mask=real_c, other=1.0)
+        spread = tl.maximum(ref_std, least)
+        shift = (own_mean - ref_mean) / spread
+        ratio = tl.log(tl.maximum(own_std, least) / spread)
+        tl.store(distance + at, shift * shift + ratio * ratio, mask=real_c)
         scale = tl.where(own_std > 0, ref_std / tl.where(own_std > 0, own_std, 1.0), 0.0)
         centre = own_mean + s * (ref_mean - own_mean)
         gain = 1.0 - s + s * scale
@@ -85,12 +93,12 @@ def channel_statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def correct(
     x: torch.Tensor, reference_mean: torch.Tensor, reference_std: torch.Tensor, strength: torch.Tensor
-) -> torch.Tensor:
-    """As ``kernels.adastat.correct``."""
+) -> Corrected:
+    """As ``kernels.adastat.correct``; the host waits for nothing."""
     launch = prepare(x, (reference_mean, reference_std, strength))
     launch.run()
-    corrected: torch.Tensor = launch.arguments["out"]
-    return corrected
+    done = launch.arguments
+    return Corrected(done["out"], done["mean"], done["std"], done["distance"].mean(-1).sqrt())
 
 
 def prepare(x: torch.Tensor, towards: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None) -> Launch:
@@ -103,11 +111,12 @@ def prepare(x: torch.Tensor, towards: tuple[torch.Tensor, torch.Tensor, torch.Te
     rows, tokens, channels = x.shape
     require(tokens > 0, f"x has shape {tuple(x.shape)}; expected one or more tokens")
     require(x.dtype in DTYPES, f"x is {x.dtype}; expected one of {', '.join(map(str, DTYPES))}")
-    found = torch.empty(2, rows, channels, dtype=torch.float64, device=x.device)
+    found = torch.empty(3, rows, channels, dtype=torch.float64, device=x.device)
     arguments = {
         "x": x,
         "mean": found[0],
         "std": found[1],
+        "distance": found[2],
         **_towards(x, towards),
         "tokens": tokens,
         "channels": channels,
@@ -121,7 +130,7 @@ def prepare(x: torch.Tensor, towards: tuple[torch.Tensor, torch.Tensor, torch.Te
 
 def _towards(x: torch.Tensor, towards: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None) -> dict[str, Any]:
     if towards is None:
-        return dict.fromkeys(("out", "to_mean", "to_std", "strength"))
+        return dict.fromkeys(("out", "to_mean", "to_std", "strength", "floor"))
     rows, _, channels = x.shape
     names = ("reference_mean", "reference_std", "strength")
     for name, given, shape in zip(names, towards, ((rows, channels), (rows, channels), (rows,)), strict=True):
@@ -133,4 +142,5 @@ def _towards(x: torch.Tensor, towards: tuple[torch.Tensor, torch.Tensor, torch.T
         "to_mean": mean,
         "to_std": std,
         "strength": strength,
+        "floor": reference_floor(std),
     }

@@ -8,6 +8,8 @@ import torch
 
 from errors import ConfigError
 from kernels import adastat, attention, commit, pack, relocate, rotary
+from kernels.adastat import Corrected
+from kernels.pack import Codes
 from kernels.quantised import KeyPages
 
 Implementation = Literal["torch", "triton"]
@@ -25,10 +27,15 @@ class Ops:
     relocate: Callable[..., None]
     restore: Callable[..., None]
     channel_statistics: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-    correct: Callable[..., torch.Tensor]
+    correct: Callable[..., Corrected]
     pack: Callable[[torch.Tensor, int], torch.Tensor]
     unpack: Callable[[torch.Tensor, int, torch.Tensor], None]
+    pack_all: Callable[..., list[torch.Tensor]]
+    pack_checked: Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
+    unpack_checked: Callable[[torch.Tensor, int, torch.Tensor], torch.Tensor]
     store_keys: Callable[[torch.Tensor, KeyPages, int], None]
+    pack_codes: Callable[[torch.Tensor, int, torch.dtype], Codes]
+    unpack_codes: Callable[[torch.Tensor, int, Codes], None]
 
 
 TORCH = Ops(
@@ -43,7 +50,12 @@ TORCH = Ops(
     correct=adastat.correct,
     pack=pack.pack,
     unpack=pack.unpack,
+    pack_all=pack.pack_all,
+    pack_checked=pack.pack_checked,
+    unpack_checked=pack.unpack_checked,
     store_keys=commit.store_keys,
+    pack_codes=pack.pack_codes,
+    unpack_codes=pack.unpack_codes,
 )
 
 

@@ -19,7 +19,12 @@ TRITON = Ops(
     correct=adastat_triton.correct,
     pack=pack_triton.pack,
     unpack=pack_triton.unpack,
+    pack_all=pack_triton.pack_all,
+    pack_checked=pack_triton.pack_checked,
+    unpack_checked=pack_triton.unpack_checked,
     store_keys=commit_triton.store_keys,
+    pack_codes=pack_triton.pack_codes,
+    unpack_codes=pack_triton.unpack_codes,
 )
 
 

@@ -170,6 +170,29 @@ def _values(
         tl.store(inverse + plane * tokens + token, 1.0 / tl.sqrt(tl.sum(k * k, 0) / width + eps))
 
 
+@triton.jit
+def _read_values(
+    codes,
+    scale,
+    target,
+    tokens,
+    code_plane,
+    code_token,
+    target_plane,
+    target_token,
+    width: tl.constexpr,
+    width_tile: tl.constexpr,
+):
+    token = tl.program_id(0)
+    plane = tl.program_id(1).to(tl.int64)
+    channel = tl.arange(0, width_tile)
+    real = channel < width
+    x = tl.load(codes + plane * code_plane + token * code_token + channel, mask=real, other=0.0).to(tl.float32)
+    x *= tl.load(scale + plane * tokens + token)
+    to_ptr = target + plane * target_plane + token * target_token + channel
+    tl.store(to_ptr, x.to(target.dtype.element_ty), mask=real)
+
+
 def prepare_keys(
     source: torch.Tensor,
     target: QuantisedKeys,
@@ -243,6 +266,26 @@ def prepare_values(
         **numbers(target.codes.dtype),
     }
     return Launch(_values, (tokens, planes), arguments)
+
+
+def prepare_reading(source: QuantisedValues, target: torch.Tensor) -> Launch:
+    """What ``source`` [planes, tokens, W] stands for, into ``target`` of that shape."""
+    planes, tokens, width = _check(target, source.codes, range(source.codes.shape[0]))
+    require(source.codes.shape == target.shape, f"codes {tuple(source.codes.shape)} for {tuple(target.shape)}")
+    _check_ends("scale", source.scale, (planes, tokens))
+    arguments = {
+        "codes": source.codes,
+        "scale": source.scale,
+        "target": target,
+        "tokens": tokens,
+        "code_plane": source.codes.stride(0),
+        "code_token": source.codes.stride(1),
+        "target_plane": target.stride(0),
+        "target_token": target.stride(1),
+        "width": width,
+        "width_tile": power_of_two(width),
+    }
+    return Launch(_read_values, (tokens, planes), arguments)
 
 
 def blocks_of(width: int) -> RotaryLayout:

@@ -13,8 +13,10 @@ from kernels.attention import BlockTable, Own
 from kernels.attention_triton import prepare as prepare_attention
 from kernels.commit_triton import prepare as prepare_commit
 from kernels.launch import Launch
+from kernels.pack import Codes
 from kernels.pack_triton import prepare as prepare_copy
-from kernels.quantised import KeyPages, QuantisedKeys, ValuePages, empty_keys, empty_values
+from kernels.pack_triton import prepare_codes, prepare_reading_codes
+from kernels.quantised import KeyPages, QuantisedKeys, QuantisedValues, ValuePages, empty_keys, empty_values
 from kernels.quantised_triton import blocks_of, prepare_keys
 from kernels.rotary import RotaryLayout
 from kernels.rotary_triton import prepare as prepare_rotation
@@ -136,7 +138,16 @@ def _pack() -> Iterator[tuple[str, Launch]]:
     """Words are words, whatever type they are of."""
     storage = torch.empty(LAYERS, 2, PAGES, VIDEO, HEADS * 128, dtype=torch.bfloat16, device=META)
     packed = torch.empty(LAYERS, 2, VIDEO, HEADS * 128, dtype=torch.bfloat16, device=META)
-    yield "pack and unpack", prepare_copy(storage, 3, packed, out_of_pool=True)
+    for checked in (False, True):
+        launch = prepare_copy(storage, 3, packed, out_of_pool=True, checked=checked).launch
+        yield f"pack and unpack{', checked' if checked else ''}", launch
+    for codes in CODES:
+        values = QuantisedValues(packed[:, 1].to(codes), torch.empty(LAYERS, VIDEO, device=META))
+        ends = torch.empty(2, LAYERS, HEADS * 128, device=META)
+        both = Codes(QuantisedKeys(packed[:, 0].to(codes), ends[0], ends[1]), values)
+        for launch in prepare_codes(storage, 3, both):
+            yield f"pack {launch.kernel.__name__[1:]} bf16 to {CODES[codes]}", launch
+        yield f"unpack values bf16 from {CODES[codes]}", prepare_reading_codes(storage, 3, both)[1]
 
 
 def _adastat() -> Iterator[tuple[str, Launch]]:

@@ -378,7 +378,7 @@ class Engine:
         given = [nothing if correction is None else correction for correction in corrections]
         numbers = np.concatenate([*(c.mean for c in given), *(c.std for c in given), [c.strength for c in given]])
         mean, std, strength = upload(torch.from_numpy(numbers), x.device).split([rows * channels] * 2 + [rows])
-        return self.ops.correct(x, mean.view(rows, channels), std.view(rows, channels), strength)
+        return self.ops.correct(x, mean.view(rows, channels), std.view(rows, channels), strength).x
 
     def _abort(self, session: Session) -> None:
         for t, place in session.manager.abort().items():

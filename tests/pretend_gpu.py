@@ -255,7 +255,9 @@ def _spoil(x: torch.Tensor) -> None:
 def _where() -> str:
     ours = [
         f for f in traceback.extract_stack()
-        if f.filename.startswith(str(REPOSITORY)) and Path(f.filename).name != "pretend_gpu.py"
+        if f.filename.startswith(str(REPOSITORY))
+        and "site-packages" not in f.filename  # of a virtual environment in the repository
+        and Path(f.filename).name != "pretend_gpu.py"
     ]  # fmt: skip
     return f"{Path(ours[-1].filename).relative_to(REPOSITORY)}:{ours[-1].name}" if ours else "?"
 
