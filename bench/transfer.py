@@ -90,7 +90,7 @@ def run(lines: dict[str, Call], ways: list[Transport], size: int, rounds: int, l
     drawn = torch.from_numpy(np.random.default_rng(0).integers(0, 256, size, np.uint8))
     source = drawn.view(torch.bfloat16).view(paging.pool.storage[T][:, :, 0].shape)
     copy = torch.zeros_like(source)
-    config = StagingConfig(slots=2, slot_bytes=size, small_bytes=0)
+    config = StagingConfig(slots=2, slot_bytes=size, small_bytes=0, lands_bytes=0)
     for name, call in lines.items():
         for way in ways:
             staging = Staging(region(way, config.slots, config.slot_bytes), config)

@@ -34,16 +34,18 @@ from errors import RecordCorrupt, RecordLost, ServiceError, SlotRecycled, Transf
 from kernels.ops import ops
 from streams.arrivals import first_of
 from streams.paging import Paging
+from streams.recovery import recover
 from streams.slack import RestoreConfig
 from streams.stream import Stream
 from tests.builders import engine, poison
+from tests.test_recovery import left
 from tests.test_restore_store import Line, film
 from tests.transfer_peers import DEADLINE_S, POISON, pattern, store
 
 HAS_NIXL = importlib.util.find_spec("nixl_cu12") is not None
 KINDS = ["shared", pytest.param("nixl", marks=pytest.mark.skipif(not HAS_NIXL, reason="NIXL is not installed"))]
 T = AttentionType.VIDEO_SELF
-CONFIG = StagingConfig(slots=2, slot_bytes=64 << 10, small_bytes=0)
+CONFIG = StagingConfig(slots=2, slot_bytes=64 << 10, small_bytes=0, lands_bytes=0)
 SIZES = [(1, 1, 1), (3, 5, 7), (2, 33, 62)]
 WAITS = [pytest.param(True, id="fetch"), pytest.param(False, id="begin_fetch")]
 
@@ -227,7 +229,7 @@ def test_what_is_not_of_the_rooms_form_or_has_no_window_comes_as_any_record_does
 def test_what_is_larger_than_a_slot_lands_all_the_same_and_else_comes_within_its_call(waits: bool, line: Busy) -> None:
     made = paging(sizes=(3, 50, 70))
     kept = record(made)
-    for staging in (staged(config=StagingConfig(2, 4096, 0)), Staging(None, CONFIG)):
+    for staging in (staged(config=replace(CONFIG, slot_bytes=4096)), Staging(None, CONFIG)):
         tier = tier_of(line, staging)
         tier.offload("a", 0, T, kept)
         made.put(T, 1, fetched(tier, made.room(T, 1), waits))
@@ -237,14 +239,45 @@ def test_what_is_larger_than_a_slot_lands_all_the_same_and_else_comes_within_its
         assert torch.equal(raw(found.tensor), raw(kept.tensor))
 
 
+def test_what_is_small_comes_through_its_slot(line: Busy) -> None:
+    made = paging()
+    kept = record(made)
+    for lands_bytes in (kept.nbytes, kept.nbytes + 1):
+        staging = staged(config=replace(CONFIG, lands_bytes=lands_bytes))
+        tier = tier_of(line, staging)
+        tier.offload("a", 0, T, kept)
+        assert isinstance(tier.fetch("a", 0, T, made.room(T, 1)), LandedKeyValues) == (lands_bytes == kept.nbytes)
+
+
 def test_a_take_brings_its_past_back_into_its_pages_and_is_the_same(line: Busy) -> None:
-    staging = staged(config=StagingConfig(slots=3, slot_bytes=1 << 20, small_bytes=0))
+    staging = staged(config=replace(CONFIG, slots=16, slot_bytes=1 << 20))
     tier = tier_of(line, staging)
-    here, there = film(engine()), film(engine(tier=tier))
+    here, there = film(engine()), film(engine(tier=tier), before_return=lambda: settled(tier))
     assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
     assert staging.landed_bytes > 0
     assert not staging.failures
-    assert free(staging, tier) == 3
+    assert free(staging, tier) == 16
+
+
+def test_a_stream_that_lost_its_generator_comes_back_into_its_pages_and_is_the_same(line: Busy) -> None:
+    config = replace(CONFIG, slots=8, slot_bytes=1 << 20)
+
+    def lived(stream: Stream) -> Stream:
+        stream.take(7)
+        stream.cut("elsewhere", "two", keep_subject=False)
+        stream.take(3)
+        return stream
+
+    expected = lived(Stream.open(engine(), "one", 5)).take(3)
+    before, after = (tier_of(line, staged(config=config)) for _ in range(2))
+    stream = lived(Stream.open(engine(tier=before, durability="kv"), "one", 5))
+    settled(before)
+    other = engine(tier=after, durability="kv")
+    found = Stream(other, recover(other, *left(stream)))
+    other.check_integrity()
+    assert after.staging.landed_bytes > 0
+    assert not after.staging.failures
+    assert all(torch.equal(a.video, b.video) for a, b in zip(expected, found.take(3), strict=True))
 
 
 # -- what is damaged
@@ -395,7 +428,7 @@ def test_a_store_killed_in_mid_push_leaves_no_wrong_byte_and_its_slot_comes_back
     made = paging(sizes=(8, 64, 512))
     kept, room = record(made), made.room(T, 1)
     assert room is not None
-    staging, goods = staged(config=StagingConfig(slots=2, slot_bytes=4 << 20, small_bytes=0)), Goods.of_key_values(kept)
+    staging, goods = staged(config=replace(CONFIG, slot_bytes=4 << 20)), Goods.of_key_values(kept)
     staging.open = True
     for upto in (1, kept.nbytes // 2, kept.nbytes - 1):
         place = staging.landing(room)
@@ -482,13 +515,15 @@ def test_a_fetch_that_is_not_answered_in_time_leaves_its_slot_in_the_graveyard(
 
 def returned(stuck: Stuck, restore: RestoreConfig) -> Stream:
     """A stream that has come back to its opening, of which the store does not give what is stuck."""
-    staging = staged(config=StagingConfig(slots=8, slot_bytes=1 << 20, small_bytes=0))
-    made = engine(tier=RemoteTier(stuck.call, staging=staging), restore=restore)
+    staging = staged(config=replace(CONFIG, slots=24, slot_bytes=1 << 20))
+    tier = RemoteTier(stuck.call, staging=staging)
+    settled(tier)
+    made = engine(tier=tier, restore=restore)
     stream = Stream.open(made, "one", 5)
     stream.take(7)
     stream.cut("elsewhere", "two", keep_subject=False)
     stream.take(7)
-    made.tier.holds(stream.session.id, 0)
+    settled(tier)
     stuck.sticks = True
     poison(made)
     stream.return_to("opening")

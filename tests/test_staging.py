@@ -61,7 +61,7 @@ class TwinsThroughSlots(Twins):
     """The machine of ``Twins`` with few slots, so that everything happens: slots, copies, calls that carry bytes."""
 
     def tier(self) -> RemoteTier:
-        config = StagingConfig(slots=2, slot_bytes=4096, small_bytes=63)
+        config = StagingConfig(slots=2, slot_bytes=4096, small_bytes=63, lands_bytes=0)
         return RemoteTier(self.line.call, staging=staged(config=config))
 
     @rule(session=SESSIONS, chunk=CHUNKS, kind=st.sampled_from(TYPES), size=st.sampled_from([8, 7]))
@@ -386,7 +386,7 @@ def test_an_answer_that_names_another_slot_or_lies_about_its_bytes_is_refused() 
 
 
 def test_slots_that_make_no_sense_are_refused() -> None:
-    for wrong in ({"slots": 1}, {"slot_bytes": 100}, {"lease_s": 0.0}, {"small_bytes": -1}):
+    for wrong in ({"slots": 1}, {"slot_bytes": 100}, {"lease_s": 0.0}, {"small_bytes": -1}, {"lands_bytes": -1}):
         with pytest.raises(ConfigError, match="expected 2 slots or more"):
             StagingConfig(**wrong)  # type: ignore[arg-type]
 
