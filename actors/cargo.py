@@ -12,7 +12,7 @@ from actors.transport.base import Offer, verify
 from cache.keep_set import Role
 from cache.lent import Bytes
 from cache.records import Plain
-from cache.tiers import KeyValues, Latents
+from cache.tiers import KeyValues, LandedKeyValues, Latents
 from errors import RecordCorrupt
 
 Layout = list[tuple[str, list[int]]]
@@ -39,10 +39,11 @@ class Cargo:
 
 @dataclass(frozen=True)
 class Goods:
-    """Tensors that are to be sent, and what goes with them."""
+    """Tensors that are to be sent, and what goes with them; ``landed_bytes``: they are in the room that there was."""
 
     tensors: Sequence[torch.Tensor]
     rest: Plain
+    landed_bytes: int = 0
 
     @classmethod
     def of_key_values(cls, payload: KeyValues) -> "Goods":
@@ -57,6 +58,8 @@ class Goods:
     def key_values(self) -> KeyValues:
         """What ``of_key_values`` was given."""
         slot, role, written, pages = self.rest
+        if self.landed_bytes:
+            return LandedKeyValues(torch.empty(0), slot, Role(role), written, pages, landed_bytes=self.landed_bytes)
         return KeyValues(self.tensors[0], slot, Role(role), written, pages)
 
     def latents(self) -> Latents:
@@ -71,14 +74,14 @@ class Goods:
     @property
     def nbytes(self) -> int:
         """Bytes of all, with what is between them."""
-        return sum(_padded(t.nbytes) for t in self.tensors)
+        return sum(padded(t.nbytes) for t in self.tensors)
 
     def checksum(self) -> bytes:
         """Of all bytes, from where they are now."""
         state = xxhash.xxh3_128()
         for raw in self._raw():
             state.update(raw.data)
-            state.update(bytes(_padded(len(raw)) - len(raw)))
+            state.update(bytes(padded(len(raw)) - len(raw)))
         return state.digest()
 
     def write(self, memory: Bytes) -> None:
@@ -86,12 +89,12 @@ class Goods:
         at = 0
         for raw in self._raw():
             np.copyto(memory[at : at + len(raw)], raw)
-            memory[at + len(raw) : at + _padded(len(raw))] = 0
-            at += _padded(len(raw))
+            memory[at + len(raw) : at + padded(len(raw))] = 0
+            at += padded(len(raw))
 
     def to_bytes(self) -> bytes:
         """All bytes, copied."""
-        return b"".join(raw.tobytes().ljust(_padded(len(raw)), b"\0") for raw in self._raw())
+        return b"".join(raw.tobytes().ljust(padded(len(raw)), b"\0") for raw in self._raw())
 
     def _raw(self) -> Iterator[Bytes]:
         for tensor in self.tensors:
@@ -111,12 +114,12 @@ def unpacked(cargo: Cargo, memory: Bytes) -> Goods:
 def viewed(cargo: Cargo, memory: Bytes) -> Goods:
     """As ``unpacked``, where ``memory`` was verified on its way."""
     sizes = [_dtype(name).itemsize * prod(shape) for name, shape in cargo.layout]
-    if sum(map(_padded, sizes)) != cargo.nbytes:
+    if sum(map(padded, sizes)) != cargo.nbytes:
         raise RecordCorrupt(f"tensors {cargo.layout} do not have {cargo.nbytes:,} bytes")
     whole, at, tensors = torch.from_numpy(memory), 0, []
     for size, (name, shape) in zip(sizes, cargo.layout, strict=True):
         tensors.append(whole[at : at + size].view(_dtype(name)).reshape(shape))
-        at += _padded(size)
+        at += padded(size)
     return Goods(tensors, cargo.rest)
 
 
@@ -125,7 +128,8 @@ def unpacked_inline(cargo: Cargo, data: bytes) -> Goods:
     return unpacked(cargo, np.frombuffer(bytearray(data), np.uint8))
 
 
-def _padded(nbytes: int) -> int:
+def padded(nbytes: int) -> int:
+    """Bytes of a tensor with what is between it and the next."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 

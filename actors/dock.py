@@ -71,10 +71,12 @@ class Dock:
         """Put goods into the slot that waits for them; if there is none, or it is too small, they go in the answer."""
         with self._lock:
             nbytes, checksum = goods.nbytes, self._seals.of(goods)
-            if landing is None or nbytes > landing.nbytes:
+            if landing is None or (nbytes > landing.nbytes and not landing.window):
                 self.moved["given_inline"] += nbytes
                 return Cargo(goods.layout, goods.rest, nbytes, checksum, goods.to_bytes())
             try:
+                if landing.window and nbytes != landing.nbytes:
+                    raise TransferFailed(f"{nbytes:,} bytes are asked for as {landing.nbytes:,}")
                 self.reach.push(landing, _whole(goods))
             except TransferFailed:
                 self.failures["failed"] += 1

@@ -16,7 +16,7 @@ from typing import Any
 
 from actors.worker import FAILURES, Stocked, Vault
 from cache.spec import AttentionType
-from cache.tiers import NOTHING, Held, KeyValues, Latents, Record
+from cache.tiers import NOTHING, Held, KeyValues, Latents, Record, Room
 from errors import RecordLost, ServiceError
 
 MIRROR_S = 1.0  # a commit waits so long for the mirror; streams run further ahead than that
@@ -85,8 +85,8 @@ class MirroredTier(Stocked):
     def offload(self, session: str, chunk: int, type: AttentionType, payload: KeyValues) -> None:
         self.own.offload(session, chunk, type, payload)
 
-    def fetch(self, session: str, chunk: int, type: AttentionType) -> KeyValues:
-        return self.own.fetch(session, chunk, type)
+    def fetch(self, session: str, chunk: int, type: AttentionType, into: Room | None = None) -> KeyValues:
+        return self.own.fetch(session, chunk, type, into)
 
     def latents(self, session: str, chunk: int) -> Latents:
         try:
@@ -96,8 +96,10 @@ class MirroredTier(Stocked):
                 raise
             return self.mirror.latents(session, chunk)
 
-    def begin_fetch(self, session: str, chunk: int, type: AttentionType) -> "Future[KeyValues]":
-        return self.own.begin_fetch(session, chunk, type)
+    def begin_fetch(
+        self, session: str, chunk: int, type: AttentionType, into: Room | None = None
+    ) -> "Future[KeyValues]":
+        return self.own.begin_fetch(session, chunk, type, into)
 
     def begin_latents(self, session: str, chunk: int) -> "Future[Latents]":
         return self._of(session, chunk).begin_latents(session, chunk)

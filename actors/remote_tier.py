@@ -12,22 +12,23 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from actors.cargo import Goods
+from actors.landing import Followed
 from actors.restore_store import Answer
 from actors.staging import Landing, Staging, StagingConfig
 from actors.worker import FAILURES
 from cache.records import Plain, parse_record
 from cache.spec import AttentionType
-from cache.tiers import NOTHING, Held, KeyValues, Latents, Record, RestoreTier
+from cache.tiers import NOTHING, Held, KeyValues, Latents, Record, RestoreTier, Room
 from cache.transfer import Lease
 from errors import RecordCorrupt, RecordLost, ServiceError, TransferFailed, TransferPending
+from streams.arrivals import attend
 
 Index = dict[str, dict[int, Held]]
 Found = dict[str, dict[int, tuple[list[str], bool]]]
 Call = Callable[..., "Future[Answer]"]
-T = TypeVar("T")
 LOG = logging.getLogger("longtake.store")
 ELSEWHERE = "store"
 PATIENCE_S = 5.0
@@ -107,15 +108,17 @@ class RemoteTier(RestoreTier):
         adds = Held(frozenset({type}))
         self._keep(session, chunk, adds, Goods.of_key_values(payload), "offload", type.value)
 
-    def fetch(self, session: str, chunk: int, type: AttentionType) -> KeyValues:
-        return self._bring("fetch", session, chunk, type.value).key_values()
+    def fetch(self, session: str, chunk: int, type: AttentionType, into: Room | None = None) -> KeyValues:
+        return self._bring("fetch", session, chunk, type.value, into=into).key_values()
 
     def latents(self, session: str, chunk: int) -> Latents:
         found = self._bring("latents", session, chunk).latents()  # kept for long, and a slot is not
         return replace(found, video=found.video.clone(), audio=found.audio.clone())
 
-    def begin_fetch(self, session: str, chunk: int, type: AttentionType) -> "Future[KeyValues]":
-        return self._begin(Goods.key_values, "fetch", session, chunk, type.value)
+    def begin_fetch(
+        self, session: str, chunk: int, type: AttentionType, into: Room | None = None
+    ) -> "Future[KeyValues]":
+        return self._begin(Goods.key_values, "fetch", session, chunk, type.value, into=into)
 
     def begin_latents(self, session: str, chunk: int) -> "Future[Latents]":
         return self._begin(Goods.latents, "latents", session, chunk)
@@ -255,9 +258,12 @@ class RemoteTier(RestoreTier):
         if not unknown:
             self.staging.answered(number)
 
-    def _bring(self, call: str, *arguments: Any) -> Goods:
-        """What a call brings back: through a slot, or, if that fails, within the call. Raises ``RecordLost``."""
-        landing = self.staging.landing()
+    def _bring(self, call: str, *arguments: Any, into: Room | None = None) -> Goods:
+        """What a call brings back. Raises ``RecordLost``.
+
+        While it comes, if there is a room for it; if that fails, through a slot; if that fails, within the call.
+        """
+        landing = self.staging.landing(into)
         if landing is not None:
             try:
                 cargo = self._wait(call, *arguments, landing.offer, landing=landing)
@@ -268,6 +274,8 @@ class RemoteTier(RestoreTier):
                     return self.staging.unload(cargo, landing)
                 except (TransferFailed, RecordCorrupt) as error:
                     self.staging.failed(error)
+            if landing.follower is not None:
+                return self._bring(call, *arguments)
         cargo = self._wait(call, *arguments)
         try:
             return self.staging.unload(cargo, None)
@@ -275,16 +283,20 @@ class RemoteTier(RestoreTier):
             self.staging.failed(error)
             raise
 
-    def _begin(self, part: Callable[[Goods], T], call: str, *arguments: Any) -> "Future[T]":
+    def _begin(
+        self, part: Callable[[Goods], Any], call: str, *arguments: Any, into: Room | None = None
+    ) -> "Future[Any]":
         """The result of a call, when it comes; whoever asks bounds how much is on its way."""
-        told: Future[T] = Future()
+        told: Future[Any] = Future()
         if self.clock() < self._away_until:
             told.set_exception(RecordLost("the restore store did not answer a moment ago"))
             return told
-        landing = self.staging.landing()
+        landing = self.staging.landing(into)
         place = () if landing is None else (landing.offer,)
         number, asked = self.staging.called(), self.call(call, *arguments, *place)
-        self._begun.append(Begun(number, asked, told, landing))
+
+        def again() -> None:  # through a slot
+            self._begin(part, call, *arguments).add_done_callback(lambda done: settle(told, done))
 
         def take(done: "Future[Answer]", landing: Landing | None) -> None:
             try:
@@ -293,13 +305,19 @@ class RemoteTier(RestoreTier):
                 except (TransferFailed, RecordCorrupt):
                     if landing is None:
                         raise
-                    self.call(call, *arguments).add_done_callback(lambda again: take(again, None))
+                    if landing.follower is not None:
+                        return again()
+                    self.call(call, *arguments).add_done_callback(lambda inline: take(inline, None))
             except RecordLost as error:
                 told.set_exception(error)
             except FAILURES as error:
                 told.set_exception(RecordLost(f"the restore store has gone: {error}"))
 
-        asked.add_done_callback(lambda done: take(done, landing))
+        if landing is not None and landing.follower is not None:
+            told = Followed(asked, landing.follower, lambda done: take(done, landing), again)
+        else:
+            asked.add_done_callback(lambda done: take(done, landing))
+        self._begun.append(Begun(number, asked, told, landing))
         self._settle()
         return told
 
@@ -307,7 +325,7 @@ class RemoteTier(RestoreTier):
         """Take note of the fetches that have come, and free their slots; nobody reads these any more."""
         begun_before, self._begun = self._begun, []
         for begun in begun_before:
-            if not begun.told.done():
+            if not begun.told.done() or not begun.answer.done():
                 self._begun.append(begun)
                 continue
             error = begun.answer.exception()
@@ -329,7 +347,10 @@ class RemoteTier(RestoreTier):
             raise RecordLost("the restore store did not answer a moment ago")
         number = self.staging.called()
         try:
-            answer = self.call(call, *arguments).result(self.patience_s)
+            asked, until = self.call(call, *arguments), time.monotonic() + self.patience_s
+            if landing is not None and landing.follower is not None:
+                attend([asked], landing.follower.follow, self.patience_s)
+            answer = asked.result(max(0.0, until - time.monotonic()))
         except ServiceError as error:
             self._over(number, lease, error)
             self._lost(error)
@@ -369,6 +390,15 @@ class RemoteTier(RestoreTier):
         self.failures += 1
         self.index = {session: {} for session in self.index}
         self._known = ("", -1)
+
+
+def settle(told: "Future[Any]", done: "Future[Any]") -> None:
+    """Tell what another call was told."""
+    error = done.exception()
+    if error is None:
+        told.set_result(done.result())
+    else:
+        told.set_exception(error)
 
 
 def held_of(found: Found) -> Index:

@@ -4,16 +4,19 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from actors.cargo import Cargo, Goods, unpacked, unpacked_inline
-from actors.transport.base import Offer, Region
+from actors.cargo import Cargo, Goods, padded, unpacked, unpacked_inline
+from actors.landing import Follower
+from actors.transport.base import BLOCKS, Offer, Region
 from cache.lent import Bytes, WarmBuffers, lent
+from cache.tiers import Room
 from cache.transfer import Lease, SlotBook
 from errors import ConfigError, IntegrityError, PeerGone, RecordCorrupt, SlotRecycled, TransferFailed, TransferPending
 
 LOG = logging.getLogger("longtake.store")
+WHOLE = 64 * BLOCKS  # bytes of a window are a multiple of these
 FAILURES: dict[type[Exception], str] = {  # what a failure is counted as: the first that it is one of
     RecordCorrupt: "unverified",
     SlotRecycled: "recycled",
@@ -31,6 +34,8 @@ class StagingConfig:
         slot_bytes: a payload that is larger goes within its call; one slot should hold a chunk of the largest
             attention type.
         small_bytes: payloads at most this large go within their calls, which carry as much anyway.
+        lands_bytes: payloads at least this large are put into their page while they come. With 4 MiB the call takes
+            longer than the copies, with 64 MiB all takes half the time.
         lease_s: a slot that the store has been given for longer is given up, and used again once the store is
             known to have left it.
     """
@@ -38,18 +43,21 @@ class StagingConfig:
     slots: int = 8
     slot_bytes: int = 8 << 20
     small_bytes: int = 32 << 10
+    lands_bytes: int = 8 << 20
     lease_s: float = 30.0
 
     def __post_init__(self) -> None:
-        if self.slots < 2 or self.slot_bytes < 4096 or self.small_bytes < 0 or self.lease_s <= 0:
+        least = min(self.small_bytes, self.lands_bytes)
+        if self.slots < 2 or self.slot_bytes < 4096 or least < 0 or self.lease_s <= 0:
             raise ConfigError(f"{self}: expected 2 slots or more of 4,096 bytes or more, and a lease above 0 s")
 
 
 class Landing(NamedTuple):
-    """A slot that waits for what comes back."""
+    """A slot that waits for what comes back; ``follower``: who puts it into a room while it comes, if somebody does."""
 
     offer: Offer
     lease: Lease
+    follower: Follower | None = None
 
 
 class Staging:
@@ -69,6 +77,7 @@ class Staging:
         self.moved: Counter[tuple[str, str]] = Counter()  # bytes by direction and path
         self.inline: Counter[str] = Counter()  # payloads that went within calls although there is a region, by reason
         self.failures: Counter[str] = Counter()
+        self.landed_bytes = 0  # of what came in, that was put into its page while it came
         self._calls = 0
         self._graves: dict[Lease, int] = {}  # the newest call when it was buried
         self._pending: dict[Lease, int] = {}  # of graves that no answer frees: the newest call then
@@ -102,17 +111,28 @@ class Staging:
         self.moved["out", self.region.ticket.kind] += nbytes
         return Cargo(goods.layout, goods.rest, nbytes, checksum, offer), lease
 
-    def landing(self) -> Landing | None:
-        """A slot for what a call brings back, which must be unloaded, released or buried; ``None``: within the call."""
+    def landing(self, into: Room | None = None) -> Landing | None:
+        """A slot for what a call brings back, which must be unloaded, released or buried; ``None``: within the call.
+
+        Where the region has windows, what is large and asked for ``into`` a room goes through one, whatever its size.
+        """
         lease = self._reserve(self.config.slot_bytes)
-        if lease is None or self.region is None:
+        region = self.region
+        if lease is None or region is None:
             return None
-        offer = Offer(self.region.ticket, lease.slot, lease.generation, self.config.slot_bytes)
-        self.region.announce(offer)
-        return Landing(offer, lease)
+        offer = Offer(region.ticket, lease.slot, lease.generation, self.config.slot_bytes)
+        follower = None
+        if into is not None and region.window_bytes and into.nbytes >= self.config.lands_bytes:
+            window = min(region.window_bytes, self.config.slot_bytes) // WHOLE * WHOLE
+            offer = replace(offer, nbytes=padded(into.nbytes), window=window)
+            follower = Follower(region, offer, into)
+        region.announce(offer)
+        return Landing(offer, lease, follower)
 
     def unload(self, cargo: Cargo, landing: Landing | None) -> Goods:
-        """What came back, verified; its tensors view the slot, which is free once they are gone, or a copy.
+        """What came back, verified: without tensors if it has landed, else with such as view the slot or a copy of it.
+
+        The slot is free once they are gone.
 
         Raises:
             RecordCorrupt: it is not what was sent.
@@ -132,15 +152,18 @@ class Staging:
             self.bury(lease)
             raise TransferFailed(f"slot {slot} was given up, or somebody is in it, when the answer came")
         try:
-            goods = unpacked(cargo, self._kept(lease, cargo.nbytes))
-        except RecordCorrupt:
+            landed = self._landed(cargo, landing)
+            goods = landed or unpacked(cargo, self._kept(lease, cargo.nbytes))
+        except (RecordCorrupt, TransferFailed):
             self.book.release(lease)
             raise
+        if landed is not None:
+            self.book.release(lease)
         self.moved["in", self.region.ticket.kind] += cargo.nbytes
         return goods
 
     def copied(self, cargo: Cargo, landing: Landing | None) -> Goods:
-        """What came back, in warm memory of its own, verified; in whatever thread, the slot stays leased.
+        """What came back, landed or in warm memory of its own, verified; in whatever thread, the slot stays leased.
 
         It is the copy that is verified: had the lease run out, somebody else's bytes would be in the slot by now.
 
@@ -152,6 +175,9 @@ class Staging:
             return unpacked_inline(cargo, cargo.where)
         if landing is None or cargo.where != landing.offer or self.region is None:
             raise TransferFailed("the store put what was asked for into another slot")
+        landed = self._landed(cargo, landing)
+        if landed is not None:
+            return landed
         copy = self._warm.take(cargo.nbytes)
         copy[:] = self.region.payload(landing.lease.slot)[: cargo.nbytes]
         return unpacked(cargo, copy)
@@ -223,6 +249,7 @@ class Staging:
             **{f"slots_{name}": getattr(slots, name) for name in ("free", "leased", "held", "grave")},
             **{f"inline_{reason}": n for reason, n in self.inline.items()},
             **{f"failed_{what}": n for what, n in self.failures.items()},
+            "landed_bytes": self.landed_bytes,
             "graveyard_bytes": self.graveyard_bytes,
         }
 
@@ -273,6 +300,14 @@ class Staging:
 
         for lease in self.book.exhume(dead):
             del self._graves[lease]
+
+    def _landed(self, cargo: Cargo, landing: Landing) -> Goods | None:
+        """What its follower put into its room, if it has one; raises as ``Follower.finish``."""
+        if landing.follower is None:
+            return None
+        landed = landing.follower.finish(cargo)
+        self.landed_bytes += landed.landed_bytes
+        return landed
 
     def _close_until_greeted(self) -> None:
         self.open, self._greet_at = False, self.clock() + self.config.lease_s

@@ -7,7 +7,7 @@ import torch
 from cache.codec import Codec, Exact
 from cache.host_tier import HostTier
 from cache.spec import AttentionType
-from cache.tiers import Held, KeyValues
+from cache.tiers import Held, KeyValues, Room
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Recoded(HostTier):
         found = super().holds(session, chunk)
         return replace(found, types=frozenset()) if isinstance(self.way, Rebuilt) else found
 
-    def fetch(self, session: str, chunk: int, type: AttentionType) -> KeyValues:
+    def fetch(self, session: str, chunk: int, type: AttentionType, into: Room | None = None) -> KeyValues:
         """Through the codec."""
         assert not isinstance(self.way, Rebuilt)
         payload = super().fetch(session, chunk, type)

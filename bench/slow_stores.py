@@ -13,7 +13,7 @@ from typing import Any
 from actors.restore_store import Answer, RestoreStore
 from cache.host_tier import HostTier
 from cache.spec import AttentionType
-from cache.tiers import KeyValues, Latents, answered
+from cache.tiers import KeyValues, Latents, Room, answered
 from errors import LongtakeError, ServiceError
 
 READY_S = 120.0  # a process begins with its imports
@@ -32,7 +32,9 @@ class Throttled(HostTier):
         super().__post_init__()
         Thread(target=self._deliver, name="throttle", daemon=True).start()
 
-    def begin_fetch(self, session: str, chunk: int, type: AttentionType) -> "Future[KeyValues]":
+    def begin_fetch(
+        self, session: str, chunk: int, type: AttentionType, into: Room | None = None
+    ) -> "Future[KeyValues]":
         return self._later(answered(self.fetch, session, chunk, type))
 
     def begin_latents(self, session: str, chunk: int) -> "Future[Latents]":

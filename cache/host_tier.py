@@ -13,7 +13,7 @@ from cache.keep_set import Role
 from cache.spec import AttentionType
 from cache.storage.contents import Contents
 from cache.storage.quotas import Owners, Quota
-from cache.tiers import HERE, NOTHING, Held, KeyValues, Latents, PackedKeyValues, Record, answered
+from cache.tiers import HERE, NOTHING, Held, KeyValues, Latents, PackedKeyValues, Record, Room, answered
 from errors import ConfigError, IntegrityError, RecordLost
 
 
@@ -85,7 +85,7 @@ class HostTier:
         record.latents = replace(latents, video=video, audio=audio)
         self._shrink(session)
 
-    def fetch(self, session: str, chunk: int, type: AttentionType) -> KeyValues:
+    def fetch(self, session: str, chunk: int, type: AttentionType, into: Room | None = None) -> KeyValues:
         payload = self._require(session, chunk).key_values.get(type)
         if payload is None:
             raise RecordLost(f"keys and values of chunk {chunk} [{type}] of {session!r} are no longer in host memory")
@@ -108,7 +108,9 @@ class HostTier:
             raise RecordLost(f"latents of chunk {chunk} of {session!r} are no longer in host memory")
         return latents
 
-    def begin_fetch(self, session: str, chunk: int, type: AttentionType) -> "Future[KeyValues]":
+    def begin_fetch(
+        self, session: str, chunk: int, type: AttentionType, into: Room | None = None
+    ) -> "Future[KeyValues]":
         return answered(self.fetch, session, chunk, type)
 
     def begin_latents(self, session: str, chunk: int) -> "Future[Latents]":

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cache.spec import AttentionType
-from cache.tiers import HERE, Held, KeyValues, Latents, Record, RestoreTier
+from cache.tiers import HERE, Held, KeyValues, LandedKeyValues, Latents, Record, RestoreTier, Room
 from cache.way_back import WayBack
 from errors import ConfigError, IntegrityError, RecordLost
 
@@ -99,8 +99,10 @@ class Staging(RestoreTier):
 
     # -- what comes back
 
-    def begin_fetch(self, session: str, chunk: int, type: AttentionType) -> "Future[KeyValues]":
-        return self._asked((session, chunk, type))
+    def begin_fetch(
+        self, session: str, chunk: int, type: AttentionType, into: Room | None = None
+    ) -> "Future[KeyValues]":
+        return self._asked((session, chunk, type), into)
 
     def begin_latents(self, session: str, chunk: int) -> "Future[Latents]":
         return self._asked((session, chunk, None))
@@ -124,6 +126,12 @@ class Staging(RestoreTier):
         """What there was of ``chunk`` has been used, or is not wanted any more."""
         for key in [k for k in self._parcels if k[:2] == (session, chunk)]:
             self._drop(key)
+
+    def drop_landed(self, session: str, chunk: int) -> None:
+        """What has landed in pages of ``chunk`` is lost with these, and must be fetched again."""
+        for key, parcel in list(self._parcels.items()):
+            if key[:2] == (session, chunk) and parcel.here and isinstance(parcel.answer.result(), LandedKeyValues):
+                self._drop(key)
 
     def expire(self, session: str) -> None:
         """Drop what was prefetched for ``session`` and never asked for."""
@@ -175,8 +183,8 @@ class Staging(RestoreTier):
         self._drop((session, chunk, None))
         self.tier.keep_latents(session, chunk, latents)
 
-    def fetch(self, session: str, chunk: int, type: AttentionType) -> KeyValues:
-        return self.tier.fetch(session, chunk, type)
+    def fetch(self, session: str, chunk: int, type: AttentionType, into: Room | None = None) -> KeyValues:
+        return self.tier.fetch(session, chunk, type, into)
 
     def latents(self, session: str, chunk: int) -> Latents:
         return self.tier.latents(session, chunk)
@@ -231,11 +239,11 @@ class Staging(RestoreTier):
     def _all(self) -> list[Parcel]:
         return [*self._parcels.values(), *self._adrift]
 
-    def _asked(self, key: Key) -> "Future[Any]":
+    def _asked(self, key: Key, into: Room | None = None) -> "Future[Any]":
         self.settle()
         parcel = self._parcels.get(key)
         if parcel is None:
-            parcel = self._begin(key)
+            parcel = self._begin(key, into)
             self.counts.misses += parcel.tier != HERE
         elif not parcel.asked:
             self.counts.hits += parcel.answer.done()
@@ -243,12 +251,15 @@ class Staging(RestoreTier):
         parcel.asked = True
         return parcel.answer
 
-    def _begin(self, key: Key) -> Parcel:
+    def _begin(self, key: Key, into: Room | None = None) -> Parcel:
         session, chunk, kind = key
         tier = self.tier.where(session, chunk)
         ahead, begun = self.ahead(tier), self.clock()
         answer: Future[Any]
-        answer = self.tier.begin_latents(session, chunk) if kind is None else self.tier.begin_fetch(*key[:2], kind)
+        if kind is None:
+            answer = self.tier.begin_latents(session, chunk)
+        else:
+            answer = self.tier.begin_fetch(session, chunk, kind, into)
         parcel = self._parcels[key] = Parcel(key, answer, tier, self.bytes_of[kind], ahead, begun)
         answer.add_done_callback(lambda _: self._arrived.append((parcel, self.clock())))
         return parcel

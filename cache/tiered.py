@@ -25,7 +25,7 @@ from cache.storage.packing import KINDS, LATENTS, Payload, kind_of, worth
 from cache.storage.quotas import Owners, Quota, account
 from cache.storage.seals import Aes, Unsealed
 from cache.tiered_config import TieredStatistics, TiersConfig
-from cache.tiers import NOTHING, Held, KeyValues, Latents, Record, RestoreTier, answered
+from cache.tiers import NOTHING, Held, KeyValues, Latents, Record, RestoreTier, Room, answered
 from errors import RecordLost
 
 DISK = "disk"  # the tier that ``where`` names; host memory is ``tiers.HERE``
@@ -110,7 +110,7 @@ class TieredStore(RestoreTier):
             self.host.keep_latents(session, chunk, latents)
             self._write_ahead(key)
 
-    def fetch(self, session: str, chunk: int, type: AttentionType) -> KeyValues:
+    def fetch(self, session: str, chunk: int, type: AttentionType, into: Room | None = None) -> KeyValues:
         with self._lock:
             found = self._use(Key(session, chunk, kind_of(type)))
             assert isinstance(found, KeyValues)
@@ -150,7 +150,9 @@ class TieredStore(RestoreTier):
             self.host.fork(parent, child)
             self.lower.fork(parent, child)
 
-    def begin_fetch(self, session: str, chunk: int, type: AttentionType) -> "Future[KeyValues]":
+    def begin_fetch(
+        self, session: str, chunk: int, type: AttentionType, into: Room | None = None
+    ) -> "Future[KeyValues]":
         return answered(self.fetch, session, chunk, type)
 
     def begin_latents(self, session: str, chunk: int) -> "Future[Latents]":

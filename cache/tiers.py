@@ -15,6 +15,7 @@ import torch
 from cache.codec import BufferCodec, Exact, raw
 from cache.codecs import named
 from cache.keep_set import Role
+from cache.lent import Bytes
 from cache.spec import FORMATS, AttentionType, PageFormat
 from errors import RecordCorrupt, RecordLost
 
@@ -118,6 +119,55 @@ class PackedKeyValues(KeyValues):
         )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Room:
+    """Host memory of one page, for keys and values to be put into while they come.
+
+    It is written until the fetch that it was given to is over; what is in it is undefined, and must not be read,
+    unless that gave ``LandedKeyValues``.
+
+    Args:
+        pieces: contiguous; one behind the other they are a packed page of ``dtype`` and ``shape``.
+        pages: its format.
+    """
+
+    pieces: tuple[Bytes, ...]
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    pages: PageFormat
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all pieces."""
+        return sum(map(len, self.pieces))
+
+
+@dataclass(frozen=True)
+class LandedKeyValues(KeyValues):
+    """Keys and values that are in the ``Room`` that was given for them, whole and verified; ``tensor`` is empty.
+
+    ``landed_bytes``: of the page.
+    """
+
+    landed_bytes: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        return self.landed_bytes
+
+
+class Arriving(Future[KeyValues]):
+    """Keys and values on their way into a ``Room``, put there by whoever waits for them."""
+
+    def follow(self) -> bool:
+        """Put what has come since into the room; whether there was anything. Not from two threads at once."""
+        raise NotImplementedError
+
+    def let_go(self) -> None:
+        """The room is not touched any more; what has not landed by now comes as any other record does."""
+        raise NotImplementedError
+
+
 @dataclass
 class Record:
     """All that a store has of one chunk."""
@@ -137,16 +187,24 @@ class RestoreTier(Holdings, Protocol):
         """Keep clean latents; they must not be written afterwards."""
         ...
 
-    def fetch(self, session: str, chunk: int, type: AttentionType) -> KeyValues:
-        """Keys and values, to be copied by the caller. Raises ``RecordLost``."""
+    def fetch(self, session: str, chunk: int, type: AttentionType, into: Room | None = None) -> KeyValues:
+        """Keys and values, to be copied by the caller unless they have landed in ``into``. Raises ``RecordLost``.
+
+        A store in this process leaves the one copy that it takes to the caller.
+        """
         ...
 
     def latents(self, session: str, chunk: int) -> Latents:
         """Clean latents. Raises ``RecordLost``."""
         ...
 
-    def begin_fetch(self, session: str, chunk: int, type: AttentionType) -> "Future[KeyValues]":
-        """As ``fetch``, without waiting; the future may raise ``RecordLost``, and may never be done."""
+    def begin_fetch(
+        self, session: str, chunk: int, type: AttentionType, into: Room | None = None
+    ) -> "Future[KeyValues]":
+        """As ``fetch``, without waiting; the future may raise ``RecordLost``, and may never be done.
+
+        If it is ``Arriving``, it must be followed for as long as it is waited for, and let go of then.
+        """
         ...
 
     def begin_latents(self, session: str, chunk: int) -> "Future[Latents]":

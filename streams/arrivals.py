@@ -4,6 +4,7 @@ A stream waits as long as its slack allows and no longer. What can neither be lo
 taken off the plan, goes on coming, and is asked for again when it is here.
 """
 
+import time
 from collections import Counter
 from collections.abc import Callable, Collection
 from concurrent.futures import FIRST_COMPLETED, Future
@@ -15,18 +16,38 @@ from cache.keep_set import Role
 from cache.plan import Encoding, Plan
 from cache.spec import AttentionType
 from cache.staging import Staging, of
-from cache.tiers import KeyValues, Latents
+from cache.tiers import Arriving, KeyValues, Latents, Room
 from cache.way_back import WayBack
+from streams.paging import Paging
 from streams.session import Session
 from streams.slack import Slack
 
 Wait = Callable[[Collection["Future[Any]"], float], Any]
+EAGER_S, IDLE_S = 0.002, 0.0005  # for so long after something came more is looked for at once, then so often
 FIRST_WANTED = (Role.SCENE_SINK, Role.SCENE_ANCHOR, Role.RESTORED)
 
 
 def first_of(answers: Collection["Future[Any]"], seconds: float) -> None:
-    """Wait until one more of ``answers`` is there, or so long."""
-    wait_for(answers, seconds, FIRST_COMPLETED)
+    """Wait until one more of ``answers`` is there, or so long; what arrives meanwhile is put into its page."""
+    arriving = [answer for answer in answers if isinstance(answer, Arriving)]
+    if arriving:
+        attend(answers, lambda: any(answer.follow() for answer in arriving), seconds)
+    else:
+        wait_for(answers, seconds, FIRST_COMPLETED)
+
+
+def attend(answers: Collection["Future[Any]"], follow: Callable[[], bool], seconds: float) -> None:
+    """``follow`` what comes, which says whether there was anything, until one of ``answers`` is there or so long."""
+    now = time.monotonic()
+    until, eager = now + seconds, now + EAGER_S
+    while now < until and not any(answer.done() for answer in answers):
+        if follow():
+            eager = time.monotonic() + EAGER_S
+        elif now < eager:
+            time.sleep(0)
+        else:
+            wait_for(answers, min(IDLE_S, until - now), FIRST_COMPLETED)
+        now = time.monotonic()
 
 
 @dataclass
@@ -94,8 +115,9 @@ class Restored:
 
 @dataclass
 class Fetcher:
-    """Brings back what plans ask for, within the slack of its engine."""
+    """Brings back what plans ask for, within the slack of its engine; into its page where that is free already."""
 
+    paging: Paging
     staging: Staging
     way_back: WayBack
     slack: Slack
@@ -114,7 +136,10 @@ class Fetcher:
             begun, within = self.clock(), self.slack.within_s
             self._wait(expected, begun + within)
             tiers = {e.chunk: self.staging.where(session.id, e.chunk) for e in expected}
+            self._let_go(expected)
             self._sort(session, expected, arrivals, begun, within)
+            for chunk in arrivals.late:
+                self.staging.drop_landed(session.id, chunk)
             for e in expected:
                 self.restored.verdicts[tiers[e.chunk], self._verdict(e, arrivals)] += 1
                 if e.chunk not in arrivals.late or not e.pending:
@@ -138,12 +163,28 @@ class Fetcher:
         left = {(e.type, e.place) for e in plan.evictions}
         expected = []
         for chunk in order:
-            loads = {t: self.staging.begin_fetch(session.id, chunk, t) for t in types.get(chunk, ())}
-            written = planned.get(chunk, tuple(loads))
+            written = planned.get(chunk, tuple(types.get(chunk, ())))
             places = {(t, ledgers[t].entries[chunk].place) for t in written}
             must = any(place in session.lease.tables[t] and (t, place) not in left for t, place in places)
+            loads = {}
+            for t in types.get(chunk, ()):
+                room = self._room(session, t, ledgers[t].entries[chunk].place)
+                loads[t] = self.staging.begin_fetch(session.id, chunk, t, room)
             expected.append(Expected(chunk, written, roles[chunk], loads, latents.get(chunk), must))
         return expected
+
+    def _room(self, session: Session, type: AttentionType, place: int) -> Room | None:
+        """The page of an empty place, claimed; none where it is not host memory, or has a chunk to be evicted first."""
+        if place in session.lease.tables[type] or self.paging.pool.device.type != "cpu":
+            return None
+        return self.paging.room(type, self.paging.pool.claim(session.lease, type, place))
+
+    def _let_go(self, expected: list[Expected]) -> None:
+        """Nobody writes pages any more: whose chunk did not come gets another content, or is another's."""
+        for e in expected:
+            for answer in e.loads.values():
+                if isinstance(answer, Arriving):
+                    answer.let_go()
 
     def _wait(self, expected: list[Expected], until: float) -> None:
         """Until all is here, or until there is just time left to encode what is not."""

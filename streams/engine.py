@@ -148,7 +148,7 @@ class Engine:
             self.tier, self.bytes_of, restore.staging_bytes, restore.patience_s, self.way_back, clock
         )
         self.slack = Slack(restore, float(backbone.geometry.seconds))
-        self.fetcher = Fetcher(self.staging, self.way_back, self.slack, clock, wait)
+        self.fetcher = Fetcher(self.paging, self.staging, self.way_back, self.slack, clock, wait)
         self.through = WriteThrough(self.config.durability, self.paging, self.staging)
         sigma = self.config.schedule.context_sigma
         self.executor = Executor(

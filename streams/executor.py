@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -45,12 +46,16 @@ class Executor:
         """Fetch, evict, restore, move, encode, forget, in this order.
 
         What comes back is fetched before anything is offloaded, or a full store might drop it for what goes; a page is
-        reused only after its copy has landed.
+        reused only after its copy has landed. What goes without a copy goes first, so that there is room to fetch into.
         """
         begun = self.clock()
         predicted_s = self._explain(session)
-        arrivals = self.fetcher.bring(session, plan)
+        offloads = [eviction for eviction in plan.evictions if self._offloads(session, eviction)]
         for eviction in plan.evictions:
+            if eviction not in offloads:
+                self._evict(session, eviction)
+        arrivals = self.fetcher.bring(session, plan)
+        for eviction in offloads:
             self._evict(session, eviction)
         for chunk, reason in arrivals.lost.items():
             self.give_up(session, chunk, reason)
@@ -77,10 +82,14 @@ class Executor:
 
     # -- between pool and store
 
+    def _offloads(self, session: Session, eviction: Eviction) -> bool:
+        """Whether the store is to have what leaves, and has not."""
+        return eviction.offload and eviction.type not in self.tier.holds(session.id, eviction.chunk).types
+
     def _evict(self, session: Session, eviction: Eviction) -> None:
         t, subject = eviction.type, eviction.role is Role.SUBJECT_ANCHOR
         chunk = None if subject else eviction.chunk
-        if eviction.offload and t not in self.tier.holds(session.id, eviction.chunk).types:
+        if self._offloads(session, eviction):
             payload = self.through.payload(session, t, chunk, eviction.place, eviction.slot, eviction.role)
             self.tier.offload(session.id, eviction.chunk, t, payload)
         session.origins.pop((t, chunk), None)
@@ -107,10 +116,11 @@ class Executor:
 
     def _restore(self, session: Session, restoration: Restoration, payload: KeyValues) -> None:
         begun = self.clock()
-        page = self.pool.claim(session.lease, restoration.type, restoration.place)
-        packed = self.paging.fitted(restoration.type, payload)
-        self.paging.unpack(restoration.type, page, packed)
-        keys = self.paging.keys_of(restoration.type, packed).clone()
+        held = restoration.place in session.lease.tables[restoration.type]
+        use = session.page if held else partial(self.pool.claim, session.lease)
+        page = use(restoration.type, restoration.place)
+        packed = self.paging.put(restoration.type, page, payload)
+        keys = self.paging.put_keys(restoration.type, page, packed)
         session.origins[restoration.type, restoration.chunk] = Origin(keys, payload.slot)
         self.rotate(restoration.type, page, payload.slot, restoration.slot)
         self._finish()

@@ -6,12 +6,13 @@ is quantised again but by a move, and every move starts from the codes as they w
 """
 
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 
 from cache.pool import CODES, Pool
 from cache.spec import AttentionSpec, AttentionType, PageFormat
-from cache.tiers import KeyValues
+from cache.tiers import KeyValues, LandedKeyValues, Room
 from kernels.copies import on_host, upload
 from kernels.ops import Ops
 from kernels.pack import keys_from_bytes, to_bytes, values_from_bytes
@@ -49,6 +50,32 @@ class Paging:
         values = values_from_bytes(packed[:, spec.key_bytes :], *_form(spec))
         self.pool.storage[type][:, 1, page] = values.codes
         self.pool.ends[type].value_scale[:, page] = values.scale
+
+    def room(self, type: AttentionType, page: int) -> Room | None:
+        """The memory of a page, as a store may fill it; ``None`` where that is not host memory."""
+        if self.pool.device.type != "cpu":
+            return None
+        spec, storage = self.pool.specs[type], self.pool.storage[type]
+        codes = storage[:, :, page].view(torch.uint8).flatten(2).numpy()
+        layers, form = range(spec.layers), spec.pages
+        if type not in self.pool.ends:
+            pieces = tuple(codes[layer, part] for layer, part in product(layers, range(2)))
+            return Room(pieces, storage.dtype, (spec.layers, 2, spec.tokens_per_chunk, spec.width), form)
+        scale, zero, of_values = (t[:, page].view(torch.uint8).numpy() for t in self.pool.ends[type].tensors)
+        pieces = tuple(x for i in layers for x in (scale[i], zero[i], codes[i, 0], of_values[i], codes[i, 1]))
+        return Room(pieces, torch.uint8, (spec.layers, spec.key_bytes + spec.value_bytes), form)
+
+    def put(self, type: AttentionType, page: int, payload: KeyValues) -> torch.Tensor | None:
+        """Write what came back, and return it packed; nothing of either if it has landed there."""
+        if isinstance(payload, LandedKeyValues):
+            return None
+        packed = self.fitted(type, payload)
+        self.unpack(type, page, packed)
+        return packed
+
+    def put_keys(self, type: AttentionType, page: int, packed: torch.Tensor | None) -> torch.Tensor:
+        """A copy of the keys of what ``put`` has written, as ``pack_keys``."""
+        return self.pack_keys(type, page) if packed is None else self.keys_of(type, packed).clone()
 
     def pack_keys(self, type: AttentionType, page: int) -> torch.Tensor:
         """A copy of a page's keys in host memory, as they are part of a packed page."""

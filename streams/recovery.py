@@ -84,33 +84,35 @@ def _fetch_pages(engine: Engine, session: Session) -> dict[int, list[AttentionTy
     missing: dict[int, list[AttentionType]] = {}
     for t in TYPES:
         for chunk, entry in session.manager.ledgers[t].entries.items():
-            payload = _known(engine, session, session.id, chunk, t)
+            page = engine.pool.claim(session.lease, t, entry.place)
+            payload = _known(engine, session, session.id, chunk, t, page)
             if payload is None:
+                engine.pool.release(session.lease, t, entry.place)
                 missing.setdefault(chunk, []).append(t)
             else:
-                _write(engine, session, t, chunk, entry.place, entry.slot, payload)
+                _write(engine, session, t, chunk, page, entry.slot, payload)
     return missing
 
 
-def _known(engine: Engine, session: Session, shelf: str, chunk: int, type: AttentionType) -> KeyValues | None:
-    """Keys and values that the books know of, if the store has them."""
+def _known(
+    engine: Engine, session: Session, shelf: str, chunk: int, type: AttentionType, page: int
+) -> KeyValues | None:
+    """Keys and values that the books know of, if the store has them; in ``page`` already, perhaps."""
     if type not in engine.tier.holds(shelf, chunk).types:
         return None
     try:
-        payload = engine.tier.fetch(shelf, chunk, type)
+        payload = engine.tier.fetch(shelf, chunk, type, engine.paging.room(type, page))
     except RecordLost:
         return None
     return payload if payload.written <= session.manager.recorder.noted else None
 
 
 def _write(
-    engine: Engine, session: Session, type: AttentionType, chunk: int | None, place: int, slot: int, payload: KeyValues
+    engine: Engine, session: Session, type: AttentionType, chunk: int | None, page: int, slot: int, payload: KeyValues
 ) -> None:
-    page = engine.pool.claim(session.lease, type, place)
-    packed = engine.paging.fitted(type, payload)
-    engine.paging.unpack(type, page, packed)
+    packed = engine.paging.put(type, page, payload)
     if payload.slot != slot:
-        session.origins[type, chunk] = Origin(engine.paging.keys_of(type, packed).clone(), payload.slot)
+        session.origins[type, chunk] = Origin(engine.paging.put_keys(type, page, packed), payload.slot)
         engine.executor.rotate(type, page, payload.slot, slot)
 
 
@@ -121,12 +123,14 @@ def _encode(engine: Engine, session: Session, missing: dict[int, list[AttentionT
     for t in TYPES:
         subject = manager.ledgers[t].subject
         if subject is not None:
-            payload = _known(engine, session, subject_shelf(session.id), 0, t)
+            page = engine.pool.claim(session.lease, t, 0)
+            payload = _known(engine, session, subject_shelf(session.id), 0, t, page)
             # Exact pages have tokens that nobody reads beside an anchor, which must not get into the scales of codes.
             if payload is None or payload.pages != engine.paging.format(t):
+                engine.pool.release(session.lease, t, 0)
                 anew = True
             else:
-                _write(engine, session, t, None, 0, subject.slot, payload)
+                _write(engine, session, t, None, page, subject.slot, payload)
     if anew:
         engine.executor.encode_subject(session)
     for chunk in sorted(missing, key=lambda c: manager.positions.slots.get(c, 0)):

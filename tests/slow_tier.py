@@ -10,7 +10,7 @@ from typing import Any
 
 from cache.host_tier import HostTier
 from cache.spec import AttentionType
-from cache.tiers import KeyValues, Latents, answered
+from cache.tiers import KeyValues, Latents, Room, answered
 from models.backbone import Backbone
 
 Delay = Callable[[int, AttentionType | None], float | None]
@@ -58,7 +58,9 @@ class SlowTier(HostTier):
                 told.set_exception(error)
         self.now = max(self.now, when)
 
-    def begin_fetch(self, session: str, chunk: int, type: AttentionType) -> "Future[KeyValues]":
+    def begin_fetch(
+        self, session: str, chunk: int, type: AttentionType, into: Room | None = None
+    ) -> "Future[KeyValues]":
         return self._later(self.delay(chunk, type), self.fetch, session, chunk, type)
 
     def begin_latents(self, session: str, chunk: int) -> "Future[Latents]":

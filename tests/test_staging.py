@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import strategies as st
+from hypothesis.stateful import rule
 
 from actors.cargo import Cargo, Goods, unpacked, unpacked_inline
 from actors.gauges import transfers
@@ -22,11 +24,11 @@ from actors.staging import Landing, Staging, StagingConfig
 from actors.transport.base import Kind, checksum
 from actors.transport.choose import region
 from cache.keep_set import Role
-from cache.spec import TYPES
-from cache.tiers import NOTHING, KeyValues, Latents
+from cache.spec import TYPES, AttentionType
+from cache.tiers import NOTHING, Arriving, KeyValues, LandedKeyValues, Latents, Room
 from errors import ConfigError, RecordCorrupt, RecordLost, TransferPending
 from tests.builders import engine
-from tests.test_restore_store import Line, Twins, film
+from tests.test_restore_store import CHUNKS, SESSIONS, Line, Twins, film
 from tests.transfer_peers import POISON, Peer, pattern, store
 
 HAS_NIXL = importlib.util.find_spec("nixl_cu12") is not None
@@ -59,14 +61,56 @@ class TwinsThroughSlots(Twins):
     """The machine of ``Twins`` with few slots, so that everything happens: slots, copies, calls that carry bytes."""
 
     def tier(self) -> RemoteTier:
-        config = StagingConfig(slots=2, slot_bytes=4096, small_bytes=63)
+        config = StagingConfig(slots=2, slot_bytes=4096, small_bytes=63, lands_bytes=0)
         return RemoteTier(self.line.call, staging=staged(config=config))
+
+    @rule(session=SESSIONS, chunk=CHUNKS, kind=st.sampled_from(TYPES), size=st.sampled_from([8, 7]))
+    def fetch_into_a_room(self, session: str, chunk: int, kind: AttentionType, size: int) -> None:
+        room = room_of(size)
+        if kind in self.twin.holds(session, chunk).types:
+            here, there = self.twin.fetch(session, chunk, kind), self.remote.fetch(session, chunk, kind, room)
+            assert same(here, there, room)
+        else:
+            with pytest.raises(RecordLost):
+                self.remote.fetch(session, chunk, kind, room)
+            with pytest.raises(RecordLost):
+                self.twin.fetch(session, chunk, kind)
+
+    @rule(session=SESSIONS, chunk=CHUNKS, kind=st.sampled_from(TYPES), size=st.sampled_from([8, 7]),
+          follows=st.booleans())  # fmt: skip
+    def begin_to_fetch_into_a_room(
+        self, session: str, chunk: int, kind: AttentionType, size: int, follows: bool
+    ) -> None:
+        room = room_of(size)
+        answer = self.remote.begin_fetch(session, chunk, kind, room)
+        twin = self.twin.begin_fetch(session, chunk, kind)
+        if isinstance(answer, Arriving):
+            if not follows:
+                answer.let_go()
+            while answer.follow():
+                pass
+        assert type(answer.exception(0)) is type(twin.exception(0))
+        if answer.exception() is None:
+            assert same(twin.result(), answer.result(), room)
+        if not follows:
+            assert all((piece == POISON).all() for piece in room.pieces)
 
     def teardown(self) -> None:
         if hasattr(self, "remote"):
             for tier in (self.remote, self.other):
                 tier.staging.check_integrity()
                 tier.staging.close()
+
+
+def room_of(size: int) -> Room:
+    pieces = tuple(np.full(4 * size, POISON, np.uint8) for _ in range(2))
+    return Room(pieces, torch.float32, (1, 2, 1, size), "exact")
+
+
+def same(here: KeyValues, there: KeyValues, room: Room) -> bool:
+    landed = np.concatenate(room.pieces).tobytes()
+    found = landed if isinstance(there, LandedKeyValues) else there.tensor.numpy().tobytes()
+    return (here.slot, here.role, here.tensor.numpy().tobytes()) == (there.slot, there.role, found)
 
 
 TestTwinsThroughSlots = TwinsThroughSlots.TestCase
@@ -342,7 +386,7 @@ def test_an_answer_that_names_another_slot_or_lies_about_its_bytes_is_refused() 
 
 
 def test_slots_that_make_no_sense_are_refused() -> None:
-    for wrong in ({"slots": 1}, {"slot_bytes": 100}, {"lease_s": 0.0}, {"small_bytes": -1}):
+    for wrong in ({"slots": 1}, {"slot_bytes": 100}, {"lease_s": 0.0}, {"small_bytes": -1}, {"lands_bytes": -1}):
         with pytest.raises(ConfigError, match="expected 2 slots or more"):
             StagingConfig(**wrong)  # type: ignore[arg-type]
 

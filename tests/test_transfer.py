@@ -173,6 +173,7 @@ def test_another_file_in_place_of_a_region_is_not_taken_for_it() -> None:
 
 
 def test_regions_of_the_dead_are_let_go_of_and_no_descriptor_stays() -> None:
+    gc.collect()  # regions of other tests
     reach, before = SharedReach(), len(os.listdir("/proc/self/fd"))
     for _ in range(20):
         made = SharedRegion(2, 4096)

@@ -13,6 +13,7 @@ import numpy as np
 
 from actors.transport.base import Kind, Offer, Reach, Region, checksum
 from actors.transport.choose import AnyReach, region
+from actors.transport.shared import SharedReach
 from cache.lent import Bytes
 from errors import RecordLost
 
@@ -167,8 +168,9 @@ def _serve_region(pipe: Connection, kind: Kind, slots: int, slot_bytes: int) -> 
 class Store:
     """A reach, and what it is told to do with it."""
 
-    def __init__(self) -> None:
+    def __init__(self, pipe: Connection) -> None:
         self.reach: Reach = AnyReach()
+        self.pipe = pipe
 
     def pull(self, offer: Offer) -> bytes:
         into: Bytes = np.full(offer.nbytes, POISON, np.uint8)
@@ -180,12 +182,20 @@ class Store:
         self.reach.push(offer, payload)
         return seed, checksum(payload)
 
+    def push_a_part(self, offer: Offer, seed: int, upto: int) -> None:
+        """Say that so much is there, and go no further until somebody kills us."""
+        with SharedReach()._within(offer) as layout:
+            layout.payload(offer.slot)[:upto] = pattern(seed, upto)
+            layout.say_written(offer, upto)
+            self.pipe.send(upto)
+            time.sleep(DEADLINE_S)
+
     def ready(self) -> None:
         """A call that does nothing."""
 
 
 def _serve_reach(pipe: Connection) -> None:
-    _serve(pipe, Store())
+    _serve(pipe, Store(pipe))
 
 
 def _serve(pipe: Connection, served: Any) -> None:

@@ -6,10 +6,14 @@ generation, and length and checksum of what is in it, or how much fits. The stor
 
 In front of every slot is a head, which the owner alone writes. It says under which generation the slot may be touched;
 it is revoked before the slot is used for anything else, so that a peer which comes late finds that out by itself.
+Where both have the memory, a push can go through a window, round and round: two lines beside each head say how far the
+peer has written and how far the owner has read. What was read is a guess until the checksum of all was compared: no
+order in which the two see each other's writes is relied on.
 """
 
 import struct
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol
 
 import numpy as np
@@ -21,7 +25,8 @@ from errors import RecordCorrupt, SlotRecycled
 Kind = Literal["shared", "nixl"]
 HEAD_BYTES, ALIGNMENT = 64, 4096
 _HEAD = struct.Struct("<8sQQ16s")
-_MAGIC = b"LTSLOT01"
+BLOCKS = 8  # of a window
+_MAGIC = b"LTSLOT02"
 REVOKED = bytes(HEAD_BYTES)
 NO_CHECKSUM = bytes(16)
 
@@ -52,6 +57,8 @@ class Offer:
     Args:
         nbytes: of the payload that is in it; of what fits it, where it waits for one.
         checksum: of the payload that is in it.
+        window: bytes of the slot that a payload of just ``nbytes`` goes through, read while it is written; 0: the
+            payload stays in the slot.
     """
 
     ticket: Ticket
@@ -59,6 +66,12 @@ class Offer:
     generation: int
     nbytes: int
     checksum: bytes = NO_CHECKSUM
+    window: int = 0
+
+    @property
+    def block(self) -> int:
+        """Bytes that are written at a time, and read at a time at most: whole ones fill the window."""
+        return self.window // BLOCKS
 
     def head(self) -> bytes:
         """What stands in front of the slot for as long as the offer does."""
@@ -77,6 +90,7 @@ class Region(Protocol):
     """Slots of a generator, for others to read and write. Only its owner has it."""
 
     ticket: Ticket
+    window_bytes: int  # of a slot that a push goes through best; 0 where none can be read while it is written
 
     def payload(self, slot: int) -> Bytes:
         """The bytes of a slot, in place."""
@@ -84,6 +98,14 @@ class Region(Protocol):
 
     def announce(self, offer: Offer) -> None:
         """Let peers into the slot, under this offer's generation only; what is offered is there already."""
+        ...
+
+    def written(self, offer: Offer) -> int:
+        """Bytes that a push under this offer has put through its window so far."""
+        ...
+
+    def say_read(self, offer: Offer, nbytes: int) -> None:
+        """So many of them were read, and their part of the window may be written again."""
         ...
 
     def revoke(self, slot: int) -> None:
@@ -158,8 +180,8 @@ def stride(slot_bytes: int) -> int:
 
 
 def heads_bytes(slots: int) -> int:
-    """Bytes before the first payload: a token for the region, and a head for each slot."""
-    return stride(HEAD_BYTES * (slots + 1))
+    """Bytes before the first payload: a token for the region, and for each slot a head and two lines."""
+    return stride(HEAD_BYTES * (3 * slots + 1))
 
 
 def region_bytes(slots: int, slot_bytes: int) -> int:
@@ -169,7 +191,7 @@ def region_bytes(slots: int, slot_bytes: int) -> int:
 
 @dataclass(frozen=True)
 class Layout:
-    """Token, heads and payloads in one stretch of memory."""
+    """Token, heads, lines and payloads in one stretch of memory."""
 
     memory: Bytes
     slots: int
@@ -186,6 +208,42 @@ class Layout:
     def write_head(self, slot: int, head: bytes) -> None:
         """Put a head in front of a slot."""
         self.head(slot)[:] = np.frombuffer(head, np.uint8)
+
+    def say_written(self, offer: Offer, nbytes: int) -> None:
+        """By the peer that is in the slot."""
+        self._say(1, offer, nbytes)
+
+    def written(self, offer: Offer) -> int:
+        """What was said last under this offer, which need not be true; 0 if nothing was."""
+        return self._said(1, offer)
+
+    def say_read(self, offer: Offer, nbytes: int) -> None:
+        """By the owner."""
+        self._say(2, offer, nbytes)
+
+    def read(self, offer: Offer) -> int:
+        """As ``written``."""
+        return self._said(2, offer)
+
+    def _say(self, line: int, offer: Offer, nbytes: int) -> None:
+        words, at = self._words, self._line_at(line, offer.slot)
+        if words[at] != offer.generation:
+            words[at + 1] = 0
+            words[at] = offer.generation
+        words[at + 1] = nbytes
+
+    def _said(self, line: int, offer: Offer) -> int:
+        words, at = self._words, self._line_at(line, offer.slot)
+        return min(words[at + 1], offer.nbytes) if words[at] == offer.generation else 0
+
+    @cached_property
+    def _words(self) -> memoryview:
+        """All before the payloads, as words of eight bytes; an access takes a tenth of what slices take."""
+        return self.memory[: heads_bytes(self.slots)].data.cast("B").cast("Q")
+
+    def _line_at(self, line: int, slot: int) -> int:
+        """Where a line's two words are: a generation, and bytes under it."""
+        return HEAD_BYTES // 8 * (line * self.slots + slot + 1)
 
     @staticmethod
     def head_at(slot: int) -> int:

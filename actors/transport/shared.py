@@ -12,6 +12,7 @@ import mmap
 import os
 import secrets
 import struct
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,10 +20,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from actors.transport.base import HEAD_BYTES, REVOKED, Layout, Offer, Ticket, region_bytes, verify
+from actors.transport.base import BLOCKS, HEAD_BYTES, REVOKED, Layout, Offer, Ticket, region_bytes, verify
 from cache.lent import Bytes, flat
 from errors import ConfigError, PeerGone, TransferFailed
 
+WINDOW_BYTES = 4 << 20  # are small enough for the cache that cores share: only the page's memory is written then
+SPIN_S, DOZE_S = 0.002, 0.0002  # for so long a store looks at once whether there is room in a window, then so often
+WAITS_S, WAITED_BYTES_S = 0.25, 1e9  # a push waits for its reader at most so long, and a second for so many bytes
 REGIONS = 64  # attached at most; the one that was used longest ago is let go of
 _LOCK = struct.Struct("hhqqi4x")
 _OWNER = 1 << 40  # this byte's lock is the owner's, a slot's byte that of the peer in it; neither need exist
@@ -53,6 +57,8 @@ def _taken(fd: int, byte: int) -> bool:
 class SharedRegion:
     """``actors.transport.base.Region`` in shared memory, all of it touched, so that no copy meets a fresh page."""
 
+    window_bytes = WINDOW_BYTES
+
     def __init__(self, slots: int, slot_bytes: int) -> None:
         """Raises ``ConfigError`` where the system has no such memory."""
         size, token = region_bytes(slots, slot_bytes), secrets.token_bytes(16)
@@ -82,6 +88,12 @@ class SharedRegion:
 
     def announce(self, offer: Offer) -> None:
         self._layout.write_head(offer.slot, offer.head())
+
+    def written(self, offer: Offer) -> int:
+        return self._layout.written(offer)
+
+    def say_read(self, offer: Offer, nbytes: int) -> None:
+        self._layout.say_read(offer, nbytes)
 
     def revoke(self, slot: int) -> None:
         self._layout.write_head(slot, REVOKED)
@@ -115,15 +127,42 @@ class SharedReach:
         self._attached: OrderedDict[str, _Attached] = OrderedDict()
 
     def pull(self, offer: Offer, into: Bytes) -> None:
-        with self._within(offer) as payload:
-            np.copyto(into, payload[: offer.nbytes])
+        with self._within(offer) as layout:
+            np.copyto(into, layout.payload(offer.slot)[: offer.nbytes])
         verify(into, offer.nbytes, offer.checksum)
 
     def push(self, offer: Offer, payload: Bytes) -> None:
         if len(payload) > offer.nbytes:
             raise TransferFailed(f"{len(payload):,} bytes do not fit a slot of {offer.nbytes:,}")
-        with self._within(offer) as slot:
-            np.copyto(slot[: len(payload)], payload)
+        with self._within(offer) as layout:
+            if offer.window:
+                self._push_through(layout, offer, payload)
+            else:
+                np.copyto(layout.payload(offer.slot)[: len(payload)], payload)
+
+    def _push_through(self, layout: Layout, offer: Offer, payload: Bytes) -> None:
+        """Round and round a window, a block at a time, as there is room."""
+        window, left_s = layout.payload(offer.slot)[: offer.window], WAITS_S + len(payload) / WAITED_BYTES_S
+        for begin in range(0, len(payload), offer.block):
+            end, at = min(begin + offer.block, len(payload)), begin % offer.window
+            if layout.read(offer) < end - offer.window:
+                left_s -= self._wait_for_room(layout, offer, end - offer.window, left_s)
+            np.copyto(window[at : at + end - begin], payload[begin:end])
+            layout.say_written(offer, end)
+
+    def _wait_for_room(self, layout: Layout, offer: Offer, upto: int, most_s: float) -> float:
+        """Until the owner has read so far; how long that took. Raises ``TransferFailed``."""
+        begun = now = time.monotonic()
+        while layout.read(offer) < upto:
+            if now - begun < SPIN_S:
+                time.sleep(0)
+            else:
+                offer.expect(layout.head(offer.slot).tobytes())
+                if now - begun > most_s:
+                    raise TransferFailed(f"nobody reads what is pushed into slot {offer.slot} of {offer.ticket.region}")
+                time.sleep(DOZE_S)
+            now = time.monotonic()
+        return now - begun
 
     def greet(self, ticket: Ticket) -> None:
         self._attach(ticket)
@@ -142,16 +181,21 @@ class SharedReach:
             self._attached.popitem()[1].close()
 
     @contextmanager
-    def _within(self, offer: Offer) -> Iterator[Bytes]:
-        """The slot's bytes, while nobody else may be in it and its owner knows that we are."""
+    def _within(self, offer: Offer) -> Iterator[Layout]:
+        """The region, while nobody else may be in the slot and its owner knows that we are."""
         found = self._attach(offer.ticket)
-        if not 0 <= offer.slot < found.layout.slots or not 0 <= offer.nbytes <= found.layout.slot_bytes:
-            raise TransferFailed(f"slot {offer.slot} with {offer.nbytes:,} bytes is not one of {offer.ticket}")
+        needed = offer.window or offer.nbytes
+        if (
+            not 0 <= offer.slot < found.layout.slots
+            or not 0 <= needed <= found.layout.slot_bytes
+            or offer.window % BLOCKS
+        ):
+            raise TransferFailed(f"slot {offer.slot} with {needed:,} bytes is not one of {offer.ticket}")
         if not _take(found.fd, offer.slot):
             raise TransferFailed(f"somebody else is in slot {offer.slot} of {offer.ticket.region}")
         try:
             offer.expect(found.layout.head(offer.slot).tobytes())
-            yield found.layout.payload(offer.slot)
+            yield found.layout
         finally:
             _give(found.fd, offer.slot)
 
