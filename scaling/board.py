@@ -16,6 +16,7 @@ class Seat:
     free: int
     draining: bool
     sessions: dict[str, Session]
+    moving: bool = False
 
     @property
     def latency_s(self) -> float:
@@ -49,7 +50,13 @@ class Board:
     def __init__(self, generators: Iterable[Generator]) -> None:
         self.seats = {
             g.name: Seat(
-                g.name, g.base_s, sum(s.load_s for s in g.sessions), g.free, g.draining, {s.name: s for s in g.sessions}
+                g.name,
+                g.base_s,
+                sum(s.load_s for s in g.sessions),
+                g.free,
+                g.draining,
+                {s.name: s for s in g.sessions},
+                g.moving,
             )
             for g in sorted(generators, key=lambda g: g.name)
         }

@@ -54,6 +54,8 @@ def empty(board: Board, rules: Balance, budget: int) -> list[Move]:
 def even_out(board: Board, rules: Balance, chunk_s: float, budget: int) -> list[Move]:
     """At most ``budget`` moves that pay, each out of one of the slowest generators: within ``gain`` of the slowest.
 
+    A session that moves is copied first, which lengthens the steps of both generators: each has one move at a time.
+
     A move pays if what it takes off the slower of the two, over the chunks of ``horizon_s``, is more than the time
     that the session stands still, and at least the share ``gain``. Both are faster then than the slower was, so that
     moves come to an end while the load stays as it is.
@@ -62,10 +64,11 @@ def even_out(board: Board, rules: Balance, chunk_s: float, budget: int) -> list[
     while len(moves) < budget:
         sources = sorted((s for s in board.seats.values() if not s.draining), key=lambda s: (-s.latency_s, s.name))
         enough = (1 - rules.gain) * sources[0].latency_s if sources else 0.0
-        for source in (s for s in sources if s.latency_s >= enough):
+        for source in (s for s in sources if s.latency_s >= enough and not s.moving):
             found = _relief(board, source, rules, chunk_s, {move.session for move in moves})
             if found is not None:
                 moves.append(_move(found[0], source, found[1]))
+                source.moving = found[1].moving = True
                 break
         else:
             break
@@ -74,7 +77,8 @@ def even_out(board: Board, rules: Balance, chunk_s: float, budget: int) -> list[
 
 def _relief(board: Board, source: Seat, rules: Balance, chunk_s: float, moved: set[str]) -> tuple[Session, Seat] | None:
     """The session whose going takes most off the slower of two generators, and the fastest with room for it."""
-    coolest = min(board.open(source.name), key=lambda s: (s.latency_s, -s.free), default=None)
+    open_ = [seat for seat in board.open(source.name) if not seat.moving]
+    coolest = min(open_, key=lambda s: (s.latency_s, -s.free), default=None)
     slow = source.latency_s
     if coolest is None or coolest.latency_s >= slow:
         return None
