@@ -39,22 +39,22 @@ def seat(board: Board, waiting: tuple[Session, ...]) -> tuple[Placed, ...]:
 
 
 def empty(board: Board, rules: Balance, budget: int) -> list[Move]:
-    """At most ``budget`` moves out of generators that are drained, the emptiest first: so one is rid of soonest."""
+    """At most ``budget`` moves out of generators that are drained, the emptiest first: so one is rid of soonest.
+
+    A session that moves is copied first, which lengthens the steps of both generators: each has one move at a time.
+    """
     moves: list[Move] = []
-    drained = [s for s in board.seats.values() if s.draining]
+    drained = [s for s in board.seats.values() if s.draining and not s.moving]
     for source in sorted(drained, key=lambda s: (len(s.sessions), s.name)):
-        for session in _settled(source, rules):
-            best = board.best(session, source.name)
-            if len(moves) >= budget or best is None:
-                break
+        session = next(iter(_settled(source, rules)), None)
+        best = None if session is None else board.best(session, source.name, still=True)
+        if session is not None and best is not None and len(moves) < budget:
             moves.append(_move(session, source, best))
     return moves
 
 
 def even_out(board: Board, rules: Balance, chunk_s: float, budget: int) -> list[Move]:
     """At most ``budget`` moves that pay, each out of one of the slowest generators: within ``gain`` of the slowest.
-
-    A session that moves is copied first, which lengthens the steps of both generators: each has one move at a time.
 
     A move pays if what it takes off the slower of the two, over the chunks of ``horizon_s``, is more than the time
     that the session stands still, and at least the share ``gain``. Both are faster then than the slower was, so that
@@ -68,7 +68,6 @@ def even_out(board: Board, rules: Balance, chunk_s: float, budget: int) -> list[
             found = _relief(board, source, rules, chunk_s, {move.session for move in moves})
             if found is not None:
                 moves.append(_move(found[0], source, found[1]))
-                source.moving = found[1].moving = True
                 break
         else:
             break
@@ -99,6 +98,7 @@ def _settled(source: Seat, rules: Balance) -> list[Session]:
 def _move(session: Session, source: Seat, to: Seat) -> Move:
     source.take(session)
     to.put(session)
+    source.moving = to.moving = True
     return Move(session.name, source.name, to.name)
 
 
