@@ -39,7 +39,7 @@ class Ledger(Protocol):
         """See ``LedgerShard.commit``."""
         ...
 
-    async def claim(self, session: str) -> tuple[int, Statement]:
+    async def claim(self, session: str, number: int | None = None) -> tuple[int, Statement]:
         """See ``LedgerShard.claim``."""
         ...
 
@@ -66,8 +66,8 @@ class OwnLedger(Ledger):
     async def commit(self, shard: int, entries: Sequence[Entry]) -> list[Verdict]:
         return self.service.commit(entries)
 
-    async def claim(self, session: str) -> tuple[int, Statement]:
-        return self.service.claim(session)
+    async def claim(self, session: str, number: int | None = None) -> tuple[int, Statement]:
+        return self.service.claim(session, number)
 
     async def close(self, session: str, epoch: int) -> None:
         self.service.close(session, epoch)
@@ -112,13 +112,14 @@ class Bookkeeper:
         async with answered():
             self.epochs[session] = await self.ledger.open(statement)
 
-    async def claim(self, session: str) -> Statement:
+    async def claim(self, session: str, number: int | None = None) -> Statement:
         """Take over a session that another generator lost; its books as they were when it last committed.
 
-        Raises ``UnknownSession``, and ``ServiceError`` while its shard does not answer.
+        Raises ``UnknownSession``, ``FencedOff`` if there are other than ``number`` operations in them, and
+        ``ServiceError`` while its shard does not answer.
         """
         async with answered():
-            self.epochs[session], statement = await self.ledger.claim(session)
+            self.epochs[session], statement = await self.ledger.claim(session, number)
         return statement
 
     async def restate(self, session: str) -> None:

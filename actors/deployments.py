@@ -101,7 +101,7 @@ class GeneratorReplica:
         )
         self.backend = ServeBackend(context.deployment, around.books_resources)
         self._beats: list[asyncio.Task[None]] = []
-        self.mover = Mover(FleetFromWithin(self.backend, self._report, self.hand_over))
+        self.mover = Mover(FleetFromWithin(self.backend, self._report, self.hand_over, self.migrate))
         self.leaving = asyncio.Lock()
         self.follower = Follower(self.mover, self.name, lambda: bool(self.generator.sessions), self.leaving)
         self.node, self.began, self.orders = ray.get_runtime_context().get_node_id(), time.time(), Orders()
@@ -159,9 +159,13 @@ class GeneratorReplica:
         await self._report()
         return found
 
-    async def hand_over(self, session: str) -> None:
+    async def migrate(self, call: str, session: str, *arguments: Any) -> Any:
+        """One of ``migration.CALLS``; see ``Migration``."""
+        return await self.generator.migration.ask(call, session, *arguments)
+
+    async def hand_over(self, session: str, passed: bool = False) -> None:
         """See ``Generator.hand_over``."""
-        await self.generator.hand_over(session)
+        await self.generator.hand_over(session, passed)
         told = self.directory.desert.remote(session)
         self.generator.left(session)
         await told

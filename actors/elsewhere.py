@@ -7,7 +7,7 @@ from typing import cast
 from actors.worker import Site, Stocked, Worker
 from cache.tiers import RestoreTier
 from errors import RecordLost, ServiceError
-from streams.durability import shelves
+from streams.durability import everything, shelves
 
 LANDING_S = 5.0
 LOG = logging.getLogger("longtake.generator")
@@ -50,9 +50,9 @@ def gather(worker: Worker, stream: str) -> None:
 
 
 def _gather_shelf(tier: RestoreTier, others: Sequence[Site], shelf: str) -> None:
-    _chunks(cast(Stocked, tier), shelf)  # from now on it knows what it has
+    chunks_of(cast(Stocked, tier), shelf)  # from now on it knows what it has
     for site in others:
-        for chunk in _chunks(site.tier, shelf):
+        for chunk in chunks_of(site.tier, shelf):
             there, here = site.tier.holds(shelf, chunk), tier.holds(shelf, chunk)
             try:
                 if there.latents and not here.latents:
@@ -64,7 +64,8 @@ def _gather_shelf(tier: RestoreTier, others: Sequence[Site], shelf: str) -> None
                 LOG.warning("a record stayed elsewhere", extra={"chunk": chunk, "reason": str(error)})
 
 
-def _chunks(tier: Stocked, shelf: str) -> list[int]:
+def chunks_of(tier: Stocked, shelf: str) -> list[int]:
+    """Chunks of which a store has a record, none if it does not answer; from then on it knows what it has."""
     try:
         return tier.chunks(shelf)
     except RecordLost:
@@ -74,5 +75,5 @@ def _chunks(tier: Stocked, shelf: str) -> list[int]:
 def clear(worker: Worker, stream: str) -> None:
     """What other stores have of a stream that goes on under another name."""
     for site in worker.others():
-        for shelf in shelves(stream):
+        for shelf in everything(stream):
             site.tier.close(shelf)

@@ -44,10 +44,19 @@ class ServeFleet(Fleet):
             found: str = await self.backend.directory.refuge.remote(member)
             return found
 
-    async def hand_over(self, session: str) -> None:
+    async def leaving(self, call: str, session: str, *arguments: Any) -> Any:
         with told_plainly():
             home = await self.backend.directory.find.remote(session)
-            await self.backend.of(home or session).hand_over.remote(session)
+            return await self.backend.of(home or session).migrate.remote(call, session, *arguments)
+
+    async def coming(self, member: str, call: str, session: str, *arguments: Any) -> Any:
+        with told_plainly():
+            return await self.backend.of(member).migrate.remote(call, session, *arguments)
+
+    async def hand_over(self, session: str, passed: bool = False) -> None:
+        with told_plainly():
+            home = await self.backend.directory.find.remote(session)
+            await self.backend.of(home or session).hand_over.remote(session, passed)
 
     async def take_over(self, session: str) -> str:
         return await self.backend.take_over(session)
@@ -62,11 +71,15 @@ class FleetFromWithin(ServeFleet):
     through to it any more, not even its own."""
 
     def __init__(
-        self, backend: ServeBackend, report: Callable[[], Awaitable[None]], hand_over: Callable[[str], Awaitable[None]]
+        self,
+        backend: ServeBackend,
+        report: Callable[[], Awaitable[None]],
+        hand_over: Callable[[str, bool], Awaitable[None]],
+        migrate: Callable[..., Awaitable[Any]],
     ) -> None:
-        """``report``, ``hand_over``: what is asked of the generator itself."""
+        """``report``, ``hand_over``, ``migrate``: what is asked of the generator itself."""
         super().__init__(backend)
-        self._report, self._hand_over = report, hand_over
+        self._report, self._hand_over, self._migrate = report, hand_over, migrate
 
     async def drain(self, member: str) -> list[dict[str, Any]]:
         with told_plainly():
@@ -74,6 +87,10 @@ class FleetFromWithin(ServeFleet):
             found: list[dict[str, Any]] = await self.backend.directory.drain.remote(member)
             return found
 
-    async def hand_over(self, session: str) -> None:
+    async def leaving(self, call: str, session: str, *arguments: Any) -> Any:
         with told_plainly():
-            await self._hand_over(session)
+            return await self._migrate(call, session, *arguments)
+
+    async def hand_over(self, session: str, passed: bool = False) -> None:
+        with told_plainly():
+            await self._hand_over(session, passed)

@@ -5,20 +5,22 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from actors.bookkeeping import Ledger, OwnLedger
 from actors.carrying import bring, export
 from actors.elsewhere import shelter
 from actors.freight import Freight
-from actors.ledger_service import Entry
+from actors.ledger_service import Entry, Statement
 from actors.live import OVER, Live, State
 from actors.metrics import Meter, Tally
+from actors.migration import Migration
 from actors.order import Order
 from actors.pace import Pace
 from actors.showing import messages
 from actors.step_loop import See, StepLoop
-from actors.takeover import take_over
+from actors.takeover import Taken, take_over
 from actors.worker import FAILURES, Direction, Worker
 from errors import BadMessage, FencedOff, NoCapacity, RecordLost, SessionMoved, SessionOver, UnknownSession
 from streams.snapshot import identity
@@ -27,6 +29,7 @@ NEARER_S = 0.01  # between two looks at what is on its way
 CALLS = {"control", "pause", "resume", "fork", "stop", "acknowledge", "inspect", "thumbnail", "export", "piece"}
 PROMISE_S = 5.0  # how long a control waits for the ledger service
 T = TypeVar("T")
+Take = Callable[[str, Statement], Taken]
 LOG = logging.getLogger("longtake.generator")
 
 
@@ -60,6 +63,7 @@ class Generator:
         self._coming: dict[str, asyncio.Task[None]] = {}
         self.leaving: dict[str, dict[str, Any]] = {}  # sessions that are handed over, until the directory knows
         self.outgoing, self.incoming = Freight(clock=clock), Freight(clock=clock)
+        self.migration = Migration(self)
 
     # -- life
 
@@ -97,7 +101,7 @@ class Generator:
         """One of ``CALLS`` for a session of ``owner``; raises ``UnknownSession`` for one that is somebody else's."""
         if call not in CALLS:
             raise BadMessage(f"call is {call!r}; expected one of {', '.join(sorted(CALLS))}")
-        if self._known(session).owner != owner:
+        if self.known(session).owner != owner:
             raise UnknownSession(f"no session {session!r}")
         return await getattr(self, call)(session, *arguments)
 
@@ -165,7 +169,8 @@ class Generator:
 
     async def stop(self, session: str) -> dict[str, Any]:
         """End a session for good."""
-        live = self._known(session)
+        live = self.known(session)
+        self._require_here(live)
         at = live.made
         live.enter(State.STOPPED, self.clock(), "asked for")
         await self._whole(self._forget(live))
@@ -232,27 +237,50 @@ class Generator:
             NoCapacity: every place in the pool is taken.
             LongtakeError: what is left of it cannot be used here.
         """
+        coming = self._coming.get(session)
+        if coming is not None:
+            await asyncio.wait([coming])
         if session not in self.sessions:
-            begun = self._coming.get(session)
-            if begun is None:
-                begun = self._coming[session] = self.loop.spawn(self._take_over(session))
-                begun.add_done_callback(lambda _: self._coming.pop(session, None))
-            await asyncio.shield(begun)
+            await self.come(session, self._take_over(session))
+        await self.migration.confirmed(session)
         return self.describe(session)
 
+    async def come(self, session: str, work: Coroutine[Any, Any, None]) -> None:
+        """Do what has a session come here, unless that is under way already; to its end, whoever asked."""
+        begun = self._coming.get(session)
+        if begun is None:
+            begun = self._coming[session] = self.loop.spawn(work)
+            begun.add_done_callback(lambda _: self._coming.pop(session, None))
+        else:
+            work.close()
+        await asyncio.shield(begun)
+
     async def _take_over(self, session: str) -> None:
-        statement = await self.loop.books.claim(session)
+        await self.migration.drop(session)
+        await self.enter_taken(session, partial(take_over, self.worker), self.worker.give_away)
+
+    async def enter_taken(
+        self, session: str, take: Take, undo: Callable[[str], None], number: int | None = None
+    ) -> None:
+        """Claim a session's books, have the compute thread ``take`` it, and go on with it; or ``undo`` that.
+
+        ``number``: of operations that its books must have.
+        """
+        statement = await self.loop.books.claim(session, number)
         try:
-            owner, shown = await self.loop.between(take_over, self.worker, session, statement)
+            taken: Taken = await self.loop.between(take, session, statement)
             await self.loop.books.restate(session)
         except BaseException:
             self.loop.books.drop(session)
-            await self.loop.between(self.worker.give_away, session)
+            await self.loop.between(undo, session)
             raise
-        begin = shown[0].chunk.index if shown else self.worker.reels[session].next_chunk
-        live = Live(session, self.pace, self.seconds, self.clock(), owner, base=begin - 1, next_chunk=begin)
+        again = [one.chunk.index for one in taken.shown if one.chunk is not None]
+        begin = again[0] if again else self.worker.reels[session].next_chunk
+        live = Live(session, self.pace, self.seconds, self.clock(), taken.owner, base=begin - 1, next_chunk=begin)
         live.shown = True  # its first chunk was somebody else's
-        self.loop.show_again(live, shown)
+        live.pieces.extend(taken.pieces)
+        live.header, live.mime = taken.header, taken.mime
+        self.loop.show_again(live, taken.shown)
         if live.publishing is not None:
             await asyncio.wait([live.publishing])  # or whoever comes first would be given what it has
         self.loop.meter.add("takeovers")
@@ -260,12 +288,18 @@ class Generator:
             await self._put_away(live, "asked for", held=True)
         self._enter(live)
 
-    async def hand_over(self, session: str) -> None:
+    async def hand_over(self, session: str, passed: bool = False) -> None:
         """Give a session away, for another generator to take over; its viewers come back by themselves.
 
-        It is ``held`` until ``left`` says that the directory is told. Raises ``NoCapacity`` if the vault is full, and
-        then it stays.
+        It is ``held`` until ``left`` says that the directory is told. ``passed``: the other one has it already, see
+        ``Migration``. Raises ``NoCapacity`` if the vault is full, and then it stays.
         """
+        if passed:
+            released = self.migration.release(session)
+            if released is not None:
+                self.leaving[session] = self._told(released)
+                await self.loop.give_away(released, whole=True)
+            return
         live = self._open(session)
         live.moving = True
         try:
@@ -293,7 +327,7 @@ class Generator:
         self, session: str, owner: str, viewer: str, after: int | None, credits: int, from_key: bool = True
     ) -> AsyncIterator[dict[str, Any]]:
         """Messages for a viewer, as many chunks as it has credits for; ends with the take or when it is let go."""
-        live = self._known(session)
+        live = self.known(session)
         if live.owner != owner:
             raise UnknownSession(f"no session {session!r}")
         watching, missed = live.attach(viewer, after, from_key, credits, self.clock())
@@ -313,7 +347,7 @@ class Generator:
         self, session: str, viewer: str, chunk: int, credits: int, buffered: float | None = None
     ) -> None:
         """What a viewer has, and how much more it takes. Raises ``BadMessage``, and then nothing was changed."""
-        live = self._known(session)
+        live = self.known(session)
         if viewer not in live.watching:
             raise BadMessage(f"{viewer!r} does not watch {session}")
         watching = live.watching[viewer]
@@ -326,18 +360,18 @@ class Generator:
 
     async def inspect(self, session: str) -> dict[str, Any]:
         """What the cache of a session holds and did."""
-        self._known(session)
+        self.known(session)
         return {**self.describe(session), **await self.loop.between(self.worker.inspect, session)}
 
     async def thumbnail(self, session: str, scene: str) -> bytes | None:
         """A JPEG of a scene."""
-        self._known(session)
+        self.known(session)
         found: bytes | None = await self.loop.between(self.worker.thumbnail, session, scene)
         return found
 
     def describe(self, session: str) -> dict[str, Any]:
         """A session in few words."""
-        live = self._known(session)
+        live = self.known(session)
         height, width = self.worker.codecs.frame_size
         return {
             "session": live.id,
@@ -428,8 +462,7 @@ class Generator:
         await self._whole(self._bring_back(live))
 
     async def _bring_back(self, live: Live) -> None:
-        if live.moving:
-            raise SessionMoved(f"{live.id} is on its way to another generator; ask again")
+        self._require_here(live)
         if live.state is State.PAUSED:
             try:
                 await self.loop.between(self.worker.bring_back, live.id)
@@ -457,13 +490,19 @@ class Generator:
         await self.loop.books.close(live.id)
         self.sessions.pop(live.id, None)
 
-    def _known(self, session: str) -> Live:
+    def known(self, session: str) -> Live:
+        """A session that is here; raises ``UnknownSession``."""
         if session not in self.sessions:
             raise UnknownSession(f"no session {session!r}")
         return self.sessions[session]
 
     def _open(self, session: str) -> Live:
-        live = self._known(session)
+        live = self.known(session)
         if live.state in OVER:
             raise SessionOver(f"{session} is {live.state.value}: {live.reason or 'it takes no more directions'}")
+        self._require_here(live)
         return live
+
+    def _require_here(self, live: Live) -> None:
+        if live.moving:
+            raise SessionMoved(f"{live.id} is on its way to another generator; ask again")

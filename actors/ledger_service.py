@@ -162,9 +162,14 @@ class LedgerShard:
             self._write([lines.whole(book.statement(), book.epoch)])
         return book.epoch, book.statement()
 
-    def claim(self, session: str) -> tuple[int, Statement]:
-        """As ``read``, for whoever takes the session over: whoever wrote it before is fenced off."""
+    def claim(self, session: str, number: int | None = None) -> tuple[int, Statement]:
+        """As ``read``, for whoever takes the session over: whoever wrote it before is fenced off.
+
+        Raises ``FencedOff`` if there are other than ``number`` operations in the books: who claims has not got all.
+        """
         book = self._book(session)
+        if number not in (None, book.number):
+            raise FencedOff(f"the books of {session} have {book.number} operations; {number} have come")
         statement = book.statement()
         self.journal.ready()
         self._write([lines.whole(statement, book.epoch + 1)])

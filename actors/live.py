@@ -5,7 +5,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from actors.pace import Pace, Viewer, deadline, has_room
+from actors.pace import Pace, Viewer, deadline, has_room, slowest
 from actors.reel import Piece
 from errors import NoCapacity
 from streams.durability import UNBOOKED
@@ -179,6 +179,12 @@ class Live:
             for name, w in self.watching.items()
             if now - w.viewer.heard > self.pace.patience_s and self.made > w.viewer.acked + self.pace.lead
         ]
+
+    def wanted(self, newest: int) -> list[Piece]:
+        """Media that some viewer has not acknowledged, and at least so many of the newest."""
+        behind = slowest(self.viewers)
+        acked = self.base if behind is None else behind.acked
+        return [p for p in self.pieces if p.index > acked or p.index >= self.next_chunk - newest]
 
     def take(self, watching: Watching) -> list[Piece]:
         """What may be sent to a viewer now; booked as sent."""

@@ -4,14 +4,18 @@ A session is handed over by the one and taken over by the other, the same way as
 by themselves. Nothing is handed over before there is a place for it.
 """
 
+import asyncio
 import logging
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from actors.live import OVER, State
-from errors import LongtakeError
+from errors import LongtakeError, ServiceError, SessionMoved
+from streams.migration import Offer, Page
 
 LOG = logging.getLogger("longtake.gateway")
+COPIES = 64  # rounds of a chunk; what is left then is copied while the session stands still
+COPY_S = 30.0  # a place is not kept for much longer
 ROUNDS = 3  # looks at what is left in a generator that is drained: forks are born where their parents are
 
 
@@ -42,7 +46,15 @@ class Fleet(Protocol):
         """See ``SessionDirectory.refuge``."""
         ...
 
-    async def hand_over(self, session: str) -> None:
+    async def leaving(self, call: str, session: str, *arguments: Any) -> Any:
+        """A call of ``Migration`` in the generator that has a session."""
+        ...
+
+    async def coming(self, member: str, call: str, session: str, *arguments: Any) -> Any:
+        """A call of ``Migration`` in the generator that a session is to go to."""
+        ...
+
+    async def hand_over(self, session: str, passed: bool = False) -> None:
         """See ``Generator.hand_over``; the session is an orphan then."""
         ...
 
@@ -80,9 +92,14 @@ class Drained:
 
 @dataclass(frozen=True)
 class Mover:
-    """See the module."""
+    """See the module.
+
+    Args:
+        ahead: whether sessions are copied while they go on, so that they hardly stand still.
+    """
 
     fleet: Fleet
+    ahead: bool = True
 
     async def move(self, session: str, to: str = "") -> dict[str, Any]:
         """Have another generator, perhaps ``to``, go on with a session; returns which.
@@ -93,7 +110,8 @@ class Mover:
         """
         target = await self.fleet.reserve(session, to)
         try:
-            await self.fleet.hand_over(session)
+            if not (self.ahead and await self._pass(session, target)):
+                await self.fleet.hand_over(session)
         except BaseException:
             await self.fleet.unreserve(session)
             raise
@@ -111,6 +129,53 @@ class Mover:
             for session in left:
                 await self._empty(done, str(session["session"]), State(session["state"]))
         return done
+
+    async def _pass(self, session: str, to: str) -> bool:
+        """Have a session that goes on copied to ``to``, and let it go on there; whether that is done.
+
+        If not, it goes on where it is, and nothing of it is there.
+        """
+        fleet = self.fleet
+        try:
+            async with asyncio.timeout(COPY_S):
+                await self._copy(session, to)
+            await fleet.coming(to, "accept", session, await fleet.leaving("hold", session))
+        except (LongtakeError, TimeoutError) as error:
+            LOG.info("session could not be copied ahead", extra={"session": session, "reason": repr(error)})
+            await self._undo(session, to)
+            return False
+        try:
+            await fleet.hand_over(session, passed=True)
+        except SessionMoved as error:  # it took too long, and the session went on where it was
+            LOG.warning("session went on before it was passed", extra={"session": session, "reason": str(error)})
+            await self._undo(session, to)
+            return False
+        except ServiceError as error:  # who had it is not there any more; who has it now is in the books
+            LOG.warning("session was passed by one that has gone", extra={"session": session, "reason": str(error)})
+        return True
+
+    async def _copy(self, session: str, to: str) -> None:
+        """Copy until little is left. What comes is fetched while the next is copied; as much is on its way at most."""
+        offer: Offer = await self.fleet.leaving("copy_ahead", session)
+        came: tuple[Page, ...] = ()
+        for _ in range(COPIES):
+            fetched = self.fleet.coming(to, "prepare", session, offer)
+            following = self.fleet.leaving("copy_ahead", session, came)
+            done: Any = await asyncio.gather(fetched, following, return_exceptions=True)
+            for one in done:
+                if isinstance(one, BaseException):  # and the other one has come to its end too
+                    raise one
+            came, (records, offer) = offer.pages, done
+            if offer.left <= 1 and not records:
+                break
+
+    async def _undo(self, session: str, to: str) -> None:
+        """A session is not to go on in ``to``: first it goes on where it was, so that ``to`` knows."""
+        for undo in (self.fleet.leaving("resume", session), self.fleet.coming(to, "drop", session)):
+            try:
+                await undo
+            except LongtakeError as error:  # they find out by themselves a little later
+                LOG.warning("a move could not be undone", extra={"session": session, "reason": str(error)})
 
     async def undo(self, member: str) -> None:
         """Place sessions in a generator again."""

@@ -316,9 +316,9 @@ class RemoteLedger(Ledger):
             verdicts: list[Verdict] = await self.shards[shard].commit.remote(list(entries))
             return verdicts
 
-    async def claim(self, session: str) -> tuple[int, Statement]:
+    async def claim(self, session: str, number: int | None = None) -> tuple[int, Statement]:
         with told_plainly():
-            epoch, statement = await self.shards[self.shard(session)].claim.remote(session)
+            epoch, statement = await self.shards[self.shard(session)].claim.remote(session, number)
             return epoch, statement
 
     async def close(self, session: str, epoch: int) -> None:

@@ -191,23 +191,29 @@ class Steering:
                 name,
                 member.capacity,
                 member.load.base_s,
-                self._sessions(member, now, mean),
+                self._sessions(name, member, now, mean),
                 draining=member.draining,
                 leaves=ranks[name],
                 slack_s=member.load.slack_s,
+                moving=name in self._going.values() or bool(self._going.keys() & member.sessions.keys()),
             )
             for name, member in members.items()
         ]
 
-    def _sessions(self, member: Known, now: float, mean: float) -> tuple[Session, ...]:
-        """Those that take a place, and those that were promised one: these too will be in the next steps."""
-        cost = member.load.each_s or mean
+    def _sessions(self, member: str, known: Known, now: float, mean: float) -> tuple[Session, ...]:
+        """Those that take a place, and those that were promised one: these too will be in the next steps.
+
+        Who is on its way to another generator has its place until it has gone, and will be in that one's steps.
+        """
+        cost = known.load.each_s or mean
         here = [
-            Session(name, cost, settled_s=now - self._moved.get(name, float("-inf")))
-            for name, said in member.sessions.items()
+            Session(
+                name, cost, float(self._going.get(name, member) == member), now - self._moved.get(name, float("-inf"))
+            )
+            for name, said in known.sessions.items()
             if said.get("on")
         ]
-        return (*here, *(Session(name, cost, settled_s=0.0) for name in member.promised))
+        return (*here, *(Session(name, cost, settled_s=0.0) for name in known.promised))
 
     def _carry_out(self, decided: Decisions, now: float, members: Mapping[str, Known]) -> None:
         fleet = decided.fleet

@@ -74,6 +74,11 @@ class StepLoop:
             raise SessionOver("the generator's step loop has ended")
         return await self.compute.between(function, *arguments)
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether it has not ended."""
+        return self.task is not None and not self.task.done()
+
     def wake(self) -> None:
         """Something has changed that may make a session due."""
         self.compute.wake.set()
@@ -204,14 +209,17 @@ class StepLoop:
         LOG.error("session failed", extra={"session": live.id, "chunk": live.next_chunk, "reason": str(failure)})
         live.enter(State.FAILED, self.clock(), str(failure))
 
-    async def give_away(self, live: Live) -> None:
-        """Another generator has the session: its viewers are sent there, and nothing that is theirs is touched."""
+    async def give_away(self, live: Live, whole: bool = False) -> None:
+        """Another generator has the session: its viewers are sent there, and nothing that is theirs is touched.
+
+        ``whole``: nor does it need what this one has in the restore store.
+        """
         self.sessions.pop(live.id, None)
         self.books.drop(live.id)
         live.moved = True
         live.tell()
         LOG.info("session given away", extra={"session": live.id, "chunk": live.next_chunk})
-        await self.compute.between(self.worker.give_away, live.id)
+        await self.compute.between(self.worker.close if whole else self.worker.give_away, live.id)
 
     def _look(self, live: Live, glimpse: Glimpse, see: See) -> None:
         """Let the segmenter see a glimpse, without waiting; at most one per session at a time."""

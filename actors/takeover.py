@@ -3,13 +3,14 @@ viewers may still wait for them. For the compute thread.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import ceil
 
 from actors.continuity import Continuity
 from actors.elsewhere import clear, drop_snapshot, gather, snapshot
 from actors.ledger_service import Statement
 from actors.order import parse_order
-from actors.reel import Note, Reel
+from actors.reel import Note, Piece, Reel
 from actors.worker import Stepped, Worker
 from errors import RecordLost
 from models.decoders import Codecs, StreamDecoder
@@ -20,8 +21,24 @@ from streams.recovery import published, recover
 from streams.stream import Stream
 
 
-def take_over(worker: Worker, session: str, statement: Statement) -> tuple[str, list[Stepped]]:
-    """Go on with a session; returns its owner, and its newest chunks, to be shown once more.
+@dataclass(frozen=True)
+class Taken:
+    """A session that goes on here.
+
+    Args:
+        shown: its newest chunks, to be shown once more.
+        pieces, header, mime: or the media that were made of these, as ``Live`` has them.
+    """
+
+    owner: str
+    shown: Sequence[Stepped] = ()
+    pieces: Sequence[Piece] = ()
+    header: bytes = b""
+    mime: str = ""
+
+
+def take_over(worker: Worker, session: str, statement: Statement) -> Taken:
+    """Go on with a session; its newest chunks are to be shown once more.
 
     A stream that was put away comes from the vault. Any other is recovered from the restore store. If this node's has
     not got all, others are asked.
@@ -30,21 +47,29 @@ def take_over(worker: Worker, session: str, statement: Statement) -> tuple[str, 
         NoCapacity: the pool is full; nothing was changed.
         SnapshotError, LongtakeError: what is left of it cannot be used here; nothing was changed.
     """
-    order, owner = parse_order(statement.order)
+    parse_order(statement.order)
     report = Continuity.parse(statement.aside)
     stream = worker.with_room(lambda: _stream(worker, session, statement, report))
-    seconds = worker.engine.backbone.geometry.seconds
-    director = None if order.script is None else Director(order.script, seconds, report.shot)
     chunks = published(worker.engine, stream.session, PUBLISHED)
     decoder, begin, shown = primed(worker.codecs, chunks, stream.session.manager.next_chunk)
-    reel = Reel(
-        session, worker.codecs, stream, decoder, worker.encoder(begin), statement.order, director, report.subject
-    )
-    reel.pieces, reel.rejoined, reel.held = stream.session.manager.next_chunk, True, report.held
-    worker.reels[session] = reel
+    reel, owner = reel_of(worker, session, statement, stream, decoder, begin)
     last = reel.pieces == reel.ends_at
     notes = [Note(True, "", last and chunk is shown[-1], {}, key=True) for chunk in shown]
-    return owner, [Stepped(chunk, note=note) for chunk, note in zip(shown, notes, strict=True)]
+    return Taken(owner, [Stepped(chunk, note=note) for chunk, note in zip(shown, notes, strict=True)])
+
+
+def reel_of(
+    worker: Worker, session: str, statement: Statement, stream: Stream, decoder: StreamDecoder, begin: tuple[int, int]
+) -> tuple[Reel, str]:
+    """The reel of a stream that was another generator's, and its owner; ``begin``: see ``Worker.encoder``."""
+    order, owner = parse_order(statement.order)
+    report, seconds = Continuity.parse(statement.aside), worker.engine.backbone.geometry.seconds
+    director = None if order.script is None else Director(order.script, seconds, report.shot)
+    encoder = worker.encoder(begin)
+    reel = Reel(session, worker.codecs, stream, decoder, encoder, statement.order, director, report.subject)
+    reel.pieces, reel.rejoined, reel.held = stream.session.manager.next_chunk, True, report.held
+    worker.reels[session] = reel
+    return reel, owner
 
 
 def _stream(worker: Worker, session: str, statement: Statement, report: Continuity) -> Stream:

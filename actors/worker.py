@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 
@@ -32,6 +32,7 @@ from streams.stream import Stream
 from streams.subject import SubjectKeeper
 
 FAILURES = Exception  # whatever one session raises must not end the others
+T = TypeVar("T")
 LOG = logging.getLogger("longtake.generator")
 ONE_SCENE = "opening"
 
@@ -127,6 +128,7 @@ class Worker:
         self.encoding = encoding or Encoding(audio="opus")
         self.terms = Terms(engine.specs, engine.policy, engine.config.cache)
         self.reels: dict[str, Reel] = {}
+        self.besides: list[Callable[[], None]] = []  # what else is ended with all takes
         self.others: Callable[[], Sequence[Site]] = lambda: ()  # restore stores of other nodes
         self.settle: Callable[[], None] = lambda: None  # waits until all that was stepped has been shown
         self._inside = threading.Lock()
@@ -163,7 +165,7 @@ class Worker:
             director = Director(order.script, self.engine.backbone.geometry.seconds)
             name, prompt = order.script.name(0), director.opening.prompt
         stream = self.with_room(lambda: Stream.open(self.engine, prompt, order.seed, name))
-        self._introduce(stream, owner)
+        self.introduce(stream, owner)
         packed = pack_order(order, owner)
         decoder, encoder = StreamDecoder(self.codecs), self.encoder()
         self.reels[session] = Reel(session, self.codecs, stream, decoder, encoder, packed, director, order.subject)
@@ -171,7 +173,7 @@ class Worker:
     def fork(self, session: str, child: str, seed: int | None) -> None:
         """A second take with the same past; raises ``NoCapacity``."""
         self.settle()
-        parent = self._reel(session)
+        parent = self.reel(session)
         stream = self.with_room(lambda: parent.on.fork(seed))
         director = parent.director and replace(parent.director)  # each keeps its own place in the script
         decoder, encoder = parent.decoder.fork(), self.encoder()
@@ -185,7 +187,7 @@ class Worker:
         Raises:
             NoCapacity: the vault is full; the stream is as before.
         """
-        reel = self._reel(session)
+        reel = self.reel(session)
         reel.held = held
         if reel.stream is None:
             return
@@ -196,16 +198,16 @@ class Worker:
 
     def bring_back(self, session: str) -> None:
         """The stream as it was put away, bit for bit. Idempotent; raises ``NoCapacity`` if the pool is full."""
-        reel = self._reel(session)
+        reel = self.reel(session)
         if reel.away is not None:
             data = self.vault.take(session)
             stream = self.with_room(lambda: Stream.resume(self.engine, data))
             stream.session.manager.record(reel.away.recorder)
-            self._introduce(stream, parse_order(reel.order)[1])
+            self.introduce(stream, parse_order(reel.order)[1])
             reel.stream, reel.away, reel.held = stream, None, False
             self.vault.drop(session)
 
-    def _introduce(self, stream: Stream, owner: str) -> None:
+    def introduce(self, stream: Stream, owner: str) -> None:
         """Tell the restore store whose records these are, for its quotas."""
         self.engine.tier.introduce(stream.session.id, owner, self.engine.backbone.fingerprint)
 
@@ -225,6 +227,8 @@ class Worker:
 
     def shut(self) -> None:
         """End every take, also one whose opening or closing nobody saw to its end."""
+        for end in self.besides:
+            end()
         for session in list(self.reels):
             try:
                 self.close(session)
@@ -239,7 +243,7 @@ class Worker:
         ready: list[Reel] = []
         for session in sessions:
             try:
-                reel = self._reel(session)
+                reel = self.reel(session)
                 reel.direct()
                 ready.append(reel)
             except FAILURES as error:
@@ -267,7 +271,7 @@ class Worker:
 
     def _show(self, session: str, stepped: Stepped) -> Made:
         try:
-            reel, chunk, note = self._reel(session), stepped.chunk, stepped.note
+            reel, chunk, note = self.reel(session), stepped.chunk, stepped.note
             assert chunk is not None
             assert note is not None
             piece, frames = reel.show(chunk, note)
@@ -287,7 +291,7 @@ class Worker:
 
     def statement(self, session: str) -> Statement:
         """Whole books of a session, for the ledger service."""
-        reel = self._reel(session)
+        reel = self.reel(session)
         if reel.away is not None:
             report = replace(Continuity.parse(reel.away.books.aside), held=reel.held)
             return replace(reel.away.books, aside=report.pack())
@@ -297,11 +301,11 @@ class Worker:
 
     def announce(self, session: str, scene: str) -> bool:
         """A return to ``scene`` was asked for; returns whether nothing of it has to be waited for."""
-        return self._reel(session).on.announce(scene)
+        return self.reel(session).on.announce(scene)
 
     def direct(self, session: str, direction: Direction) -> int:
         """Carry out a direction; returns the chunk from which it holds. Raises what the stream raises."""
-        reel = self._reel(session)
+        reel = self.reel(session)
         stream = reel.on
         if direction.do == "prompt":
             stream.change_prompt(direction.prompt, direction.mode)
@@ -327,22 +331,23 @@ class Worker:
 
     def inspect(self, session: str) -> dict[str, Any]:
         """What the cache of a session holds and did, as plain data; of one that is put away, as of then."""
-        reel = self._reel(session)
+        reel = self.reel(session)
         return reel.inspect() if reel.away is None else reel.away.inspected
 
     def thumbnail(self, session: str, scene: str) -> bytes | None:
         """A JPEG of a scene, if it has been seen."""
-        return self._reel(session).thumbnails.get(scene)
+        return self.reel(session).thumbnails.get(scene)
 
     # -- inside
 
-    def _reel(self, session: str) -> Reel:
+    def reel(self, session: str) -> Reel:
+        """The take of that name; raises ``UnknownSession``."""
         if session not in self.reels:
             raise UnknownSession(f"no session {session!r} in this generator")
         return self.reels[session]
 
-    def with_room(self, make: Callable[[], Stream]) -> Stream:
-        """A stream for which there must be a place; raises ``NoCapacity``."""
+    def with_room(self, make: Callable[[], T]) -> T:
+        """A stream, or room for one, for which there must be a place; raises ``NoCapacity``."""
         try:
             return make()
         except PoolExhausted as error:

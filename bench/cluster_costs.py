@@ -9,12 +9,19 @@ import numpy as np
 
 from bench.common import REPOSITORY
 from scaling.measuring import fitted
+from streams.migration import AT_A_TIME
 
 SERVE = "bench/results/serve.json"
 BATCHED = 8  # sessions of the batched rate in that file
-STATE_BYTES = 15 * 0.88e9  # what a move carries: the default keep-set of 15 chunks of 0.64 s, LTX-2 at 512 × 768
+STATE_CHUNKS, CHUNK_BYTES = 15, 0.88e9  # the default keep-set, of chunks of 0.64 s of LTX-2 at 512 × 768
+STATE_BYTES = STATE_CHUNKS * CHUNK_BYTES
+WAIT_S = 0.32  # what a round waits for the steps in progress
+LEFT = 2  # chunks that are copied while a session stands still
+CALLS_S = 0.3  # of the processes that take part; assumed, and measured for the model that ships by ``bench.moving``
 PROCESS_S, FIRST_S, WEIGHTS_BYTES, DISK_BYTES_S = 6.0, 4.0, 38e9, 7e9
 HOST_BYTES_S, NETWORK_BYTES_S = 55e9, 12.5e9
+AWAY_MOVE_S = 2 * STATE_BYTES / HOST_BYTES_S + STATE_BYTES / NETWORK_BYTES_S  # put away and fetched: all of it
+STORE_BYTES_S = 4.06e9  # to the restore store by shared memory, verified: bench/results/transfer.json, 256 MiB
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,9 @@ class Costs:
         base_share: share of that which a step takes whoever is in it.
         places: sessions that a GPU has memory for.
         start_s: from asking for a GPU to its first step.
-        move_s: how long a session stands still when it moves.
+        copy_s: how long a session that moves is copied ahead while it goes on.
+        copy_step_s: what that adds to every step of the generator that it leaves and of the one that it goes to.
+        move_s: how long it stands still then.
         near_s, far_s: how long one that was put away takes to come back, where it was and elsewhere.
         away_s: how long one is idle before it is put away.
         lead: chunks that viewers may have ahead.
@@ -39,7 +48,9 @@ class Costs:
     base_share: float = 0.7
     places: int = 16
     start_s: float = PROCESS_S + WEIGHTS_BYTES / DISK_BYTES_S + FIRST_S
-    move_s: float = 2 * STATE_BYTES / HOST_BYTES_S + STATE_BYTES / NETWORK_BYTES_S
+    copy_s: float = STATE_CHUNKS / AT_A_TIME * WAIT_S
+    copy_step_s: float = AT_A_TIME * CHUNK_BYTES / HOST_BYTES_S
+    move_s: float = CALLS_S + LEFT * CHUNK_BYTES * (2 / HOST_BYTES_S + 1 / NETWORK_BYTES_S)
     near_s: float = STATE_BYTES / HOST_BYTES_S
     far_s: float = STATE_BYTES / HOST_BYTES_S + STATE_BYTES / NETWORK_BYTES_S
     away_s: float = 10.0
@@ -67,7 +78,10 @@ SOURCES = {
     "places": "assumed: about 200 GB beside the weights, 13 GB of keys and values a session",
     "start_s": "6 s for Ray to start a replica (measured), 38 GB of weights from NVMe, 4 s to the first step; on nodes "
     "that are there already",
-    "move_s": "computed: 13 GB to host memory, over 100 Gb/s, from host memory, one after the other",
+    "copy_s": "computed: 15 chunks one by one (streams/migration.py), each waiting for a step of half a chunk",
+    "copy_step_s": "computed: a chunk from or to pinned host memory at 55 GB/s before every step; nothing overlaps",
+    "move_s": f"computed: the {LEFT} chunks that are left to host memory, over 100 Gb/s, from host memory, one after "
+    "the other, and calls",
     "near_s": "computed: 13 GB from pinned host memory at 55 GB/s",
     "far_s": "computed: over 100 Gb/s first",
     "away_s": "assumed; the service's default is 60 s",

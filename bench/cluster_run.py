@@ -21,6 +21,8 @@ class Outcome:
 
     Args:
         worst_s: the slowest step that a chunk was in.
+        even_s: what it would have been at least, had load been spread evenly over the GPUs that were there at every
+            moment: no placement and no move can do better with these.
         longest_s: the longest wait for a chunk, standing still in a move included.
         p99_s: of every session the 99th percentile of its chunks; of these the median, and the 95th percentile.
         misses: share of chunks that came after their viewers had run dry.
@@ -31,6 +33,7 @@ class Outcome:
     """
 
     worst_s: float
+    even_s: float
     longest_s: float
     p99_s: tuple[float, float]
     misses: float
@@ -46,7 +49,7 @@ def run(trace: Trace, costs: Costs, who: Contender, seconds: float, seed: int = 
     """Every chunk of a trace of so many seconds."""
     cluster = Cluster(trace, costs, who, seed)
     hist = np.zeros((len(trace.cost), BINS), np.int32)
-    worst, longest, due, late, waits, hours = 0.0, 0.0, 0, 0, 0, []
+    worst, even, longest, due, late, waits, hours = 0.0, 0.0, 0.0, 0, 0, 0, []
     series: list[tuple[int, float]] = []
     event, minute = 0, 0.0
     for number in range(int(seconds / costs.chunk_s)):
@@ -62,6 +65,7 @@ def run(trace: Trace, costs: Costs, who: Contender, seconds: float, seed: int = 
         if now >= WARM_S:
             hist[chunks.made, np.minimum((chunks.took / BIN_S).astype(int), BINS - 1)] += 1
             worst, longest = max(worst, float(chunks.step.max())), max(longest, float(chunks.waited.max(initial=0.0)))
+            even = max(even, costs.base_s + float(cluster.cost[chunks.made].sum()) / cluster.count)
             due, late, waits = due + chunks.due, late + chunks.late, waits + len(cluster.waiting)
             hours.append(int((cluster.state != OFF).sum()))
         if number % 94 == 0:  # a minute
@@ -69,7 +73,17 @@ def run(trace: Trace, costs: Costs, who: Contender, seconds: float, seed: int = 
             minute = 0.0
     gpu_hours = sum(hours) * costs.chunk_s / 3600
     return Outcome(
-        worst, longest, _p99(hist), late / due, gpu_hours, max(hours), cluster.moves, cluster.standing_s, waits, series
+        worst,
+        even,
+        longest,
+        _p99(hist),
+        late / due,
+        gpu_hours,
+        max(hours),
+        cluster.moves,
+        cluster.standing_s,
+        waits,
+        series,
     )
 
 

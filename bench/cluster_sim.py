@@ -7,8 +7,9 @@ GPUs as the peak of the trace needs, known by hindsight and evenly spread, whose
 GPU with the fewest.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from multiprocessing import Pool
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from bench.cluster_costs import Costs, measured
+from bench.cluster_costs import AWAY_MOVE_S, CHUNK_BYTES, STORE_BYTES_S, Costs, measured
 from bench.cluster_run import WARM_S, Outcome, provisioned, run
 from bench.cluster_state import GPUS, TREND_S, Contender
 from bench.cluster_trace import Shape, Trace, draw
@@ -27,7 +28,7 @@ WORST, COST = 0.375, 0.372  # TurboServe, arXiv 2606.19271, on its own traces
 PEAK_BUSY = 0.8  # of a chunk's time, for the fixed cluster at the peak
 SEEDS = (1, 2, 3)
 BURSTS = (1.0, 2.0, 4.0, 8.0, 12.0)
-BUSY = (0.45, 0.55, 0.65, 0.8)
+BUSY = (0.45, 0.5, 0.55, 0.6, 0.65)
 FIXED = (0.5, 0.65, 0.8, 0.95)
 STARTS = (5.0, 30.0, 60.0)
 OURS, NO_MOVES = "ours", "ours, no moves"
@@ -40,16 +41,19 @@ NOTES = [
     "and wake, and whose sizes differ, make fixed GPUs uneven",
     "the slowest chunk is the slowest step that a chunk was in; a session that moves stands still besides: that is "
     "in the longest wait and in the late chunks",
+    "were load even: the slowest step if load had been spread evenly over the GPUs that were there, at every moment, "
+    "against fixed placement: what no placement and no move can do better, with as many GPUs as early",
 ]
 
 
 def rules(costs: Costs, busy: float = 0.55) -> Rules:
     """The rules of the comparison: more room than by default, since what starts when a burst has begun comes late.
 
-    Growth is looked ahead as far as a start takes and as late as growth is seen.
+    Growth is looked ahead as far as a start takes and as late as growth is seen. GPUs are given up quickly, and many
+    sessions may be on their way at once, each from and to GPUs of its own: they hardly stand still.
     """
-    fleet = Fleet(busy=busy, calm=0.88 * busy, start_s=costs.start_s + TREND_S, out_s=2.0, in_s=30.0)
-    return Rules(4, GPUS, Balance(costs.move_s, gain=0.15, moves=4), fleet)
+    fleet = Fleet(busy=busy, calm=0.97 * busy, start_s=costs.start_s + TREND_S, out_s=2.0, in_s=5.0)
+    return Rules(4, GPUS, Balance(costs.move_s, gain=0.2, settle_s=10.0, moves=16), fleet)
 
 
 def contenders(trace: Trace, costs: Costs) -> list[Contender]:
@@ -66,6 +70,20 @@ def contenders(trace: Trace, costs: Costs) -> list[Contender]:
     ]
 
 
+Job = tuple[Trace, Costs, Contender, float, int]
+
+
+def runs(jobs: Sequence[Job]) -> Iterator[Outcome]:
+    """Every run, in their order, in as many processes as there are cores; the same whatever their number."""
+    with Pool() as pool:
+        yield from pool.imap(one, jobs)
+
+
+def one(job: Job) -> Outcome:
+    """One run."""
+    return run(*job)
+
+
 def mean(outcomes: Sequence[Outcome], name: str) -> float:
     """Of a figure over seeds."""
     return float(np.mean([getattr(outcome, name) for outcome in outcomes]))
@@ -76,20 +94,25 @@ def change(ours: Sequence[Outcome], theirs: Sequence[Outcome], name: str) -> flo
     return float(np.mean([getattr(a, name) / getattr(b, name) - 1 for a, b in zip(ours, theirs, strict=True)]))
 
 
+def mean_change(ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> float:
+    """The least that the slowest chunk could be with ours' GPUs at every moment, against what theirs is."""
+    return float(np.mean([a.even_s / b.worst_s - 1 for a, b in zip(ours, theirs, strict=True)]))
+
+
 def compare(report: Report, shape: Shape, costs: Costs, seeds: Sequence[int]) -> dict[str, list[Outcome]]:
     """All contenders on all seeds, and the goals."""
     found: dict[str, list[Outcome]] = {}
-    sessions = []
-    for seed in seeds:
-        trace = draw(shape, costs.away_s, seed)
-        sessions.append(len(trace.cost))
-        for who in contenders(trace, costs):
-            found.setdefault(who.name, []).append(run(trace, costs, who, shape.seconds, seed))
+    traces = {seed: draw(shape, costs.away_s, seed) for seed in seeds}
+    sessions = [len(trace.cost) for trace in traces.values()]
+    jobs = [(t, costs, who, shape.seconds, seed) for seed, t in traces.items() for who in contenders(t, costs)]
+    for (_, _, who, _, _), outcome in zip(jobs, runs(jobs), strict=True):
+        found.setdefault(who.name, []).append(outcome)
     base = found[FIXED_NAME]
     rows = [
         [
             name,
             f"{1e3 * mean(o, 'worst_s'):.0f}",
+            f"{mean_change(o, base):+.1%}",
             f"{change(o, base, 'worst_s'):+.1%}",
             " / ".join(f"{1e3 * q:.0f}" for q in np.mean([one.p99_s for one in o], 0)),
             f"{mean(o, 'misses'):.3%}",
@@ -104,6 +127,7 @@ def compare(report: Report, shape: Shape, costs: Costs, seeds: Sequence[int]) ->
     columns = [
         "",
         "slowest, ms",
+        "were load even",
         "change",
         "p99 median / p95",
         "late",
@@ -119,6 +143,7 @@ def compare(report: Report, shape: Shape, costs: Costs, seeds: Sequence[int]) ->
     report.figures["compared"] = {name: [asdict(one) for one in o] for name, o in found.items()}
     ours = found[OURS]
     slow, dear = change(ours, base, "worst_s"), change(ours, base, "gpu_hours")
+    report.figures["were load even"] = {name: mean_change(o, base) for name, o in found.items()}
     report.goal(f"slowest chunk at least {WORST:.1%} less than with fixed placement", f"{slow:+.1%}", slow <= -WORST)
     report.goal(f"GPU cost at least {COST:.1%} less than with fixed placement", f"{dear:+.1%}", dear <= -COST)
     return found
@@ -131,17 +156,24 @@ def sweeps(report: Report, shape: Shape, costs: Costs, quick: bool) -> None:
         *((f"a GPU starts in {s:g} s", shape, replace(costs, start_s=s)) for s in STARTS),
         ("0.34 s a chunk alone", replace(shape, calm_rate=shape.calm_rate / 3), replace(costs, solo_s=0.34)),
         ("put away after 60 s", shape, replace(costs, away_s=60.0)),
+        ("put away and fetched, 1.5 s", shape, replace(costs, copy_s=0.0, copy_step_s=0.0, move_s=AWAY_MOVE_S)),
+        ("copied as fast as measured here", shape, replace(costs, copy_step_s=CHUNK_BYTES / STORE_BYTES_S)),
+        ("moves cost nothing", shape, replace(costs, copy_s=0.0, copy_step_s=0.0, move_s=1e-3)),
         ("nobody ever rests", replace(shape, active_s=1e9, calm_rate=shape.calm_rate / 2), costs),
     ]
     rows, figures = [], dict[str, dict[str, Any]]()
+    cases = cases[:: 4 if quick else 1]
+    jobs = [
+        (trace, cost, who, case.seconds, SEEDS[0])
+        for _, case, cost in cases
+        for trace in (draw(case, cost.away_s, SEEDS[0]),)
+        for who in contenders(trace, cost)
+        if who.name in (FIXED_NAME, NO_MOVES, OURS)
+    ]
+    done = runs(jobs)
     with progress() as bar:
-        for name, case, cost in bar.track(cases[:: 4 if quick else 1], description="sweeps"):
-            trace = draw(case, cost.away_s, SEEDS[0])
-            fixed, placed, ours = (
-                run(trace, cost, who, case.seconds, SEEDS[0])
-                for who in contenders(trace, cost)
-                if who.name in (FIXED_NAME, NO_MOVES, OURS)
-            )
+        for name, _, _ in bar.track(cases, description="sweeps"):
+            fixed, placed, ours = next(done), next(done), next(done)
             slow, dear = ours.worst_s / fixed.worst_s - 1, ours.gpu_hours / fixed.gpu_hours - 1
             figures[name] = {
                 "worst": slow,
@@ -167,13 +199,18 @@ def trade(report: Report, shape: Shape, costs: Costs, quick: bool) -> None:
     """How slow the slowest chunk is for how many GPU hours, by fixed clusters and by rules of several tempers."""
     trace = draw(shape, costs.away_s, SEEDS[0])
     found: dict[str, list[tuple[float, float, float]]] = {"fixed": [], OURS: [], NO_MOVES: []}
-    for share in FIXED[:: 3 if quick else 1]:
-        o = run(trace, costs, Contender("", provisioned(trace, costs, share), "sessions"), shape.seconds)
-        found["fixed"].append((share, o.gpu_hours, o.worst_s))
-    for busy in BUSY[:: 4 if quick else 1]:
-        for name in (OURS, NO_MOVES):
-            o = run(trace, costs, Contender("", rules=rules(costs, busy), moves=name == OURS), shape.seconds)
-            found[name].append((busy, o.gpu_hours, o.worst_s))
+    points: list[tuple[str, float, Contender]] = [
+        ("fixed", share, Contender("", provisioned(trace, costs, share), "sessions"))
+        for share in FIXED[:: 3 if quick else 1]
+    ]
+    points += [
+        (name, busy, Contender("", rules=rules(costs, busy), moves=name == OURS))
+        for busy in BUSY[:: 4 if quick else 1]
+        for name in (OURS, NO_MOVES)
+    ]
+    outcomes = runs([(trace, costs, who, shape.seconds, 0) for _, _, who in points])
+    for (name, share, _), o in zip(points, outcomes, strict=True):
+        found[name].append((share, o.gpu_hours, o.worst_s))
     report.figures["trade"] = found
 
 

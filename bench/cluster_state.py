@@ -62,11 +62,17 @@ class Cluster:
         self.here, self.active, self.alive = (np.zeros(count, bool) for _ in range(3))
         self.ahead = np.zeros(count)
         self.still_until, self.moved_at = np.zeros(count), np.full(count, -np.inf)
+        self.to, self.passed_at = np.full(count, -1), np.full(count, -np.inf)  # of who is copied: where to, until when
         self.state, self.ready_at = np.full(GPUS, OFF), np.zeros(GPUS)
         self.waiting: dict[int, None] = {}
         self.trend, self.out, self.into = Trend(TREND_S), -math.inf, -math.inf
         self.moves, self.standing_s = 0, 0.0
         self.state[: who.fixed or (who.rules.least if who.rules else 1)] = OPEN
+
+    @property
+    def count(self) -> int:
+        """GPUs that make chunks."""
+        return len(self._on())
 
     # -- what happens
 
@@ -86,7 +92,7 @@ class Cluster:
             self.active[who] = False
             self.waiting.pop(who, None)
         elif what in (AWAY, END):
-            self.here[who] = False
+            self.here[who], self.to[who], self.passed_at[who] = False, -1, -np.inf
             if what == END:
                 self.alive[who] = self.active[who] = False
                 self.waiting.pop(who, None)
@@ -103,7 +109,7 @@ class Cluster:
         """Give places to those that wait."""
         if not self.waiting:
             return
-        taken = np.bincount(self.home[self.here], minlength=GPUS)
+        taken = self._taken()
         if self.who.fixed:
             for who in list(self.waiting):
                 home = self.home[who]
@@ -124,12 +130,21 @@ class Cluster:
 
     # -- what is decided
 
+    def _taken(self) -> NDArray[np.int64]:
+        """Places by GPU; who is copied has two."""
+        copied = self.to[self.to >= 0]
+        return np.bincount(self.home[self.here], minlength=GPUS) + np.bincount(copied, minlength=GPUS)
+
+    def _bound(self) -> NDArray[np.int64]:
+        """Where everybody is, or will be soon."""
+        return np.where(self.to >= 0, self.to, self.home)
+
     def _on(self) -> list[int]:
         return [int(g) for g in np.flatnonzero((self.state == OPEN) | (self.state == DRAINING))]
 
     def _sums(self, taken: NDArray[np.int64]) -> list[Generator]:
         """All GPUs that are there, with one session that stands for all: enough to place by."""
-        load = np.bincount(self.home[self.here], self._expected()[self.here], GPUS)
+        load = np.bincount(self._bound()[self.here], self._expected()[self.here], GPUS)
         costs, drained = self.costs, self.state == DRAINING
         return [
             Generator(
@@ -142,13 +157,20 @@ class Cluster:
     def _generators(self, now: float) -> list[Generator]:
         """All GPUs that are there, with their sessions."""
         by_gpu: dict[int, list[Session]] = {g: [] for g in self._on()}
+        bound = self._bound()
         for who in np.flatnonzero(self.here):
             activity, settled = 1.0 if self.active[who] else IDLE, float(now - self.moved_at[who])
-            by_gpu[int(self.home[who])].append(Session(str(who), float(self.cost[who]), activity, settled))
+            by_gpu[int(bound[who])].append(Session(str(who), float(self.cost[who]), activity, settled))
+            if self.to[who] >= 0:  # its place is taken until it has gone
+                by_gpu[int(self.home[who])].append(Session(f"{who} goes", float(self.cost[who]), 0.0, 0.0))
+        copying = {*self.home[self.to >= 0], *self.to[self.to >= 0]}
+        costs, drained = self.costs, self.state == DRAINING
         return [
-            Generator(f"{g:02d}", self.costs.places, self.costs.base_s, tuple(held), 0, bool(self.state[g] == DRAINING))
+            Generator(
+                f"{g:02d}", costs.places, costs.base_s, tuple(held), 0, bool(drained[g]), moving=g in copying
+            )
             for g, held in by_gpu.items()
-        ]
+        ]  # fmt: skip
 
     def _expected(self) -> Floats:
         return np.asarray(self.cost * np.where(self.active, 1.0, IDLE))
@@ -166,7 +188,7 @@ class Cluster:
             self._move(int(move.session), int(move.to), now)
 
     def _snapshot(self, now: float) -> Snapshot:
-        moving = self.here & (self.moved_at + self.costs.move_s > now)
+        moving = self.here & (self.moved_at + self.costs.copy_s + self.costs.move_s > now)
         return Snapshot(
             self.costs.chunk_s,
             tuple(self._generators(now)),
@@ -189,20 +211,27 @@ class Cluster:
         self.into = now if fleet.drain else self.into
 
     def _move(self, who: int, to: int, now: float) -> None:
-        self.home[who], self.moved_at[who] = to, now
-        self.still_until[who] = now + self.costs.move_s
+        self.to[who], self.moved_at[who], self.passed_at[who] = to, now, now + self.costs.copy_s
         self.moves += 1
-        self.standing_s += self.costs.move_s * bool(self.active[who])
+
+    def _pass(self, now: float) -> None:
+        """Who has been copied goes, and stands still for that."""
+        gone = np.flatnonzero((self.to >= 0) & (self.passed_at <= now))
+        self.home[gone], self.to[gone], self.passed_at[gone] = self.to[gone], -1, now
+        self.still_until[gone] = now + self.costs.move_s
+        self.standing_s += self.costs.move_s * int(self.active[gone].sum())
 
     # -- chunks
 
     def chunk(self, now: float) -> "Chunks":
         """One chunk of every session that generates and does not stand still."""
         costs = self.costs
-        there = self.active & self.here
+        self._pass(now)
+        there, copied = self.active & self.here, self.to >= 0
         made = np.flatnonzero(there & (self.still_until <= now))
         load = np.bincount(self.home[made], self.cost[made], GPUS)
-        step = np.where(load > 0, costs.base_s + load, 0.0)
+        copies = np.bincount(self.home[copied], minlength=GPUS) + np.bincount(self.to[copied], minlength=GPUS)
+        step = np.where(load > 0, costs.base_s + load + copies * costs.copy_step_s, 0.0)
         took = step[self.home[made]]
         gained = costs.chunk_s * (costs.chunk_s / took - 1)  # of media, while a chunk's time goes by
         self.ahead[made] = np.minimum(self.ahead[made] + gained, costs.lead * costs.chunk_s)
@@ -211,5 +240,5 @@ class Cluster:
         due = np.concatenate([made, idle])
         late = due[self.ahead[due] < 0]
         self.ahead[late] = 0.0
-        moved = self.moved_at[made] + costs.move_s > now - costs.chunk_s  # the first chunk after standing still
-        return Chunks(step, made, took, took + moved * costs.move_s, len(due), len(late))
+        gone = (self.to[made] < 0) & (self.passed_at[made] + costs.move_s > now - costs.chunk_s)  # just now
+        return Chunks(step, made, took, took + gone * costs.move_s, len(due), len(late))

@@ -124,6 +124,11 @@ class Encoder:
         self._usable = True
         return segments
 
+    @property
+    def end(self) -> tuple[int, int]:
+        """Frames and samples of the stream until now: where another encoder would have to begin."""
+        return self._before[0] + self.frames, self._before[1] + self.samples
+
     def key_next(self) -> None:
         """Let the next chunk begin with a key frame."""
         self._key_due = self.frames

@@ -16,6 +16,7 @@ class Seat:
     free: int
     draining: bool
     sessions: dict[str, Session]
+    moving: bool = False
 
     @property
     def latency_s(self) -> float:
@@ -49,7 +50,13 @@ class Board:
     def __init__(self, generators: Iterable[Generator]) -> None:
         self.seats = {
             g.name: Seat(
-                g.name, g.base_s, sum(s.load_s for s in g.sessions), g.free, g.draining, {s.name: s for s in g.sessions}
+                g.name,
+                g.base_s,
+                sum(s.load_s for s in g.sessions),
+                g.free,
+                g.draining,
+                {s.name: s for s in g.sessions},
+                g.moving,
             )
             for g in sorted(generators, key=lambda g: g.name)
         }
@@ -58,6 +65,10 @@ class Board:
         """Those with a free place that take sessions."""
         return [s for s in self.seats.values() if s.free > 0 and not s.draining and s.name != but]
 
-    def best(self, session: Session, but: str = "") -> Seat | None:
-        """Where a session makes the slowest chunk least slow; among equals where most places are free."""
-        return min(self.open(but), key=lambda seat: (seat.with_one(session), -seat.free), default=None)
+    def best(self, session: Session, but: str = "", still: bool = False) -> Seat | None:
+        """Where a session makes the slowest chunk least slow; among equals where most places are free.
+
+        ``still``: only where no other is on its way.
+        """
+        seats = [seat for seat in self.open(but) if not (still and seat.moving)]
+        return min(seats, key=lambda seat: (seat.with_one(session), -seat.free), default=None)

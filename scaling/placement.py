@@ -39,14 +39,16 @@ def seat(board: Board, waiting: tuple[Session, ...]) -> tuple[Placed, ...]:
 
 
 def empty(board: Board, rules: Balance, budget: int) -> list[Move]:
-    """At most ``budget`` moves out of generators that are drained, the emptiest first: so one is rid of soonest."""
+    """At most ``budget`` moves out of generators that are drained, the emptiest first: so one is rid of soonest.
+
+    A session that moves is copied first, which lengthens the steps of both generators: each has one move at a time.
+    """
     moves: list[Move] = []
-    drained = [s for s in board.seats.values() if s.draining]
+    drained = [s for s in board.seats.values() if s.draining and not s.moving]
     for source in sorted(drained, key=lambda s: (len(s.sessions), s.name)):
-        for session in _settled(source, rules):
-            best = board.best(session, source.name)
-            if len(moves) >= budget or best is None:
-                break
+        session = next(iter(_settled(source, rules)), None)
+        best = None if session is None else board.best(session, source.name, still=True)
+        if session is not None and best is not None and len(moves) < budget:
             moves.append(_move(session, source, best))
     return moves
 
@@ -62,7 +64,7 @@ def even_out(board: Board, rules: Balance, chunk_s: float, budget: int) -> list[
     while len(moves) < budget:
         sources = sorted((s for s in board.seats.values() if not s.draining), key=lambda s: (-s.latency_s, s.name))
         enough = (1 - rules.gain) * sources[0].latency_s if sources else 0.0
-        for source in (s for s in sources if s.latency_s >= enough):
+        for source in (s for s in sources if s.latency_s >= enough and not s.moving):
             found = _relief(board, source, rules, chunk_s, {move.session for move in moves})
             if found is not None:
                 moves.append(_move(found[0], source, found[1]))
@@ -74,7 +76,8 @@ def even_out(board: Board, rules: Balance, chunk_s: float, budget: int) -> list[
 
 def _relief(board: Board, source: Seat, rules: Balance, chunk_s: float, moved: set[str]) -> tuple[Session, Seat] | None:
     """The session whose going takes most off the slower of two generators, and the fastest with room for it."""
-    coolest = min(board.open(source.name), key=lambda s: (s.latency_s, -s.free), default=None)
+    open_ = [seat for seat in board.open(source.name) if not seat.moving]
+    coolest = min(open_, key=lambda s: (s.latency_s, -s.free), default=None)
     slow = source.latency_s
     if coolest is None or coolest.latency_s >= slow:
         return None
@@ -95,6 +98,7 @@ def _settled(source: Seat, rules: Balance) -> list[Session]:
 def _move(session: Session, source: Seat, to: Seat) -> Move:
     source.take(session)
     to.put(session)
+    source.moving = to.moving = True
     return Move(session.name, source.name, to.name)
 
 

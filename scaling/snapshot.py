@@ -39,6 +39,7 @@ class Generator:
         draining: it gets no sessions, and those that it has go elsewhere.
         leaves: who goes first when one is to go; among equals the one with the least load.
         slack_s: how long before their deadlines its chunks came lately, the worst of them; infinite if nobody waits.
+        moving: whether a session is on its way from it or to it, which lengthens its steps.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Generator:
     draining: bool = False
     leaves: int = 0
     slack_s: float = math.inf
+    moving: bool = False
 
     @property
     def free(self) -> int:

@@ -32,9 +32,19 @@ def published_shelf(stream: str) -> str:
     return f"{stream}#published"
 
 
+def moving_shelf(stream: str) -> str:
+    """Where pages of a stream that is to move wait until they are fetched; see ``streams.migration``."""
+    return f"{stream}#moving"
+
+
 def shelves(stream: str) -> tuple[str, str, str]:
-    """All names under which the store has something of a stream."""
+    """All names under which the store has something of a stream that must last."""
     return stream, subject_shelf(stream), published_shelf(stream)
+
+
+def everything(stream: str) -> tuple[str, ...]:
+    """All names under which the store may have something of a stream."""
+    return *shelves(stream), moving_shelf(stream)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from models.prompt import Prompt, hashed_prompt
 from models.sampler import Schedule
 from streams.arrivals import Fetcher, Wait, first_of
 from streams.batch import Batch, Shares
-from streams.durability import Durability, WriteThrough, shelves
+from streams.durability import Durability, WriteThrough, everything, shelves
 from streams.executor import Executor
 from streams.paging import Paging
 from streams.returns import Returns
@@ -168,7 +168,7 @@ class Engine:
         ``first_slot`` moves the whole time axis, which changes nothing but rounding.
         """
         embedded = self.prompt(prompt)
-        name = self._new_name()
+        name = self.new_name()
         manager = CacheManager(name, self.specs, self.policy, self.config.cache, self._holdings())
         manager.positions.next_slot = first_slot
         manager.open_scene(scene, embedded.key)
@@ -183,7 +183,7 @@ class Engine:
         """A second stream with the same past; pages are shared until one of the two writes. Same seed, same future."""
         self.require(session)
         plain = dump(session.manager)
-        name = self._new_name()
+        name = self.new_name()
         lease = self.pool.fork(session.lease)
         manager = load(plain, name, self.specs, self.policy, self.config.cache, self._holdings())
         for there, here in zip(shelves(session.id), shelves(name), strict=True):
@@ -195,8 +195,9 @@ class Engine:
 
     def close(self, session: Session) -> None:
         """End a stream: its pages, records and latents are released."""
+        names = shelves(session.id) if session.ahead is None else everything(session.id)
         self.let_go(session)
-        for name in shelves(session.id):
+        for name in names:
             self.staging.close(name)
 
     def let_go(self, session: Session) -> None:
@@ -207,9 +208,9 @@ class Engine:
         self.staging.let_go(session.id)
         del self.sessions[session.id]
 
-    def new_manager(self, plain: dict[str, object]) -> CacheManager:
-        """A manager under a fresh name that goes on from dumped state."""
-        return load(plain, self._new_name(), self.specs, self.policy, self.config.cache, self._holdings())
+    def new_manager(self, plain: dict[str, object], name: str = "") -> CacheManager:
+        """A manager under a fresh name, perhaps ``name``, that goes on from dumped state."""
+        return load(plain, name or self.new_name(), self.specs, self.policy, self.config.cache, self._holdings())
 
     def _holdings(self) -> Holdings:
         """Whom a manager asks: where nobody waits, or keys cannot be moved, there is no way back to choose."""
@@ -395,7 +396,8 @@ class Engine:
                 f"{session.failure!r}; close the stream and resume it from its last snapshot"
             ) from session.failure
 
-    def _new_name(self) -> str:
+    def new_name(self) -> str:
+        """A name for a stream in the restore store."""
         # Unique beyond this engine: several may share a restore store.
         name = f"stream-{uuid4().hex[:12]}"
         self.staging.introduce(name, "", self.backbone.fingerprint)

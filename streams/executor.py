@@ -92,7 +92,7 @@ class Executor:
         if self._offloads(session, eviction):
             payload = self.through.payload(session, t, chunk, eviction.place, eviction.slot, eviction.role)
             self.tier.offload(session.id, eviction.chunk, t, payload)
-        session.origins.pop((t, chunk), None)
+        session.renew(t, chunk)
         self.pool.release(session.lease, t, eviction.place)
         if subject:
             session.subject_tokens.pop(t, None)
@@ -137,7 +137,7 @@ class Executor:
         if chunk not in session.manager.subject_chunks() and chunk not in session.manager.kept():
             session.retained.pop(chunk, None)
         for eviction in evictions:
-            session.origins.pop((eviction.type, chunk), None)
+            session.renew(eviction.type, chunk)
             if eviction.place in session.lease.tables[eviction.type]:
                 self.pool.release(session.lease, eviction.type, eviction.place)
 
@@ -216,7 +216,7 @@ class Executor:
             use(session.lease, t, place)
             places[t] = place
             if (t, place) not in scratch:
-                session.origins.pop((t, chunk), None)
+                session.renew(t, chunk)
         begun = self.clock()
         self.encode(session, chunk, latents, manager.positions.slots[chunk], places)
         self._finish()
@@ -243,7 +243,7 @@ class Executor:
 
     def write_subject(self, session: Session, type: AttentionType, source: int, tokens: torch.Tensor) -> None:
         """Copy chosen tokens of page ``source`` into place 0, right-aligned."""
-        session.origins.pop((type, None), None)
+        session.renew(type, None)
         held = 0 in session.lease.tables[type]
         page = self.pool.exclusive(session.lease, type, 0) if held else self.pool.claim(session.lease, type, 0)
         self.paging.choose(type, source, page, tokens)

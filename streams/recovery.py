@@ -13,7 +13,7 @@ from cache.spec import TYPES, AttentionType
 from cache.state import Plain
 from cache.tiers import KeyValues
 from errors import LongtakeError, RecordLost
-from streams.durability import Footing, published_shelf, shelves, subject_shelf
+from streams.durability import Footing, everything, published_shelf, shelves, subject_shelf
 from streams.engine import Chunk, Engine
 from streams.session import Origin, Session
 
@@ -45,7 +45,7 @@ def recover(engine: Engine, books: Plain, footing: Footing) -> Session:
     except (LongtakeError, RuntimeError, KeyError, ValueError, TypeError):
         engine.close(session)
         raise
-    for name in shelves(footing.stream):
+    for name in everything(footing.stream):
         engine.tier.close(name)
     return session
 

@@ -27,6 +27,20 @@ class Origin:
     slot: int
 
 
+@dataclass
+class Ahead:
+    """What of a stream that is to move has been copied ahead of it.
+
+    Args:
+        written: when each page was copied, by type and chunk (``None``: the subject anchor); as every time here in
+            operations on the books.
+        renewed: when a chunk was last evicted or written anew since copying began.
+    """
+
+    written: dict[tuple[AttentionType, int | None], int] = field(default_factory=dict)
+    renewed: dict[int | None, int] = field(default_factory=dict)
+
+
 @dataclass(eq=False)
 class Session:
     """State of one stream inside an engine. Weights and pool are the engine's.
@@ -41,6 +55,7 @@ class Session:
         subject_tokens: token indices of the subject anchor in its source chunk, by attention type.
         tries: how often each chunk that is waited for was postponed.
         announced_until: chunk by which an announced return should have come.
+        ahead: what was copied ahead, if the stream is to move.
     """
 
     id: str
@@ -56,6 +71,14 @@ class Session:
     failure: Exception | None = None
     tries: dict[int, int] = field(default_factory=dict)
     announced_until: int | None = None
+    ahead: Ahead | None = None
+
+    def renew(self, type: AttentionType, chunk: int | None) -> None:
+        """What is at a chunk's place goes, or is written anew: nothing that was made of it holds any more."""
+        self.origins.pop((type, chunk), None)
+        if self.ahead is not None:
+            self.ahead.written.pop((type, chunk), None)
+            self.ahead.renewed[chunk] = self.manager.recorder.noted
 
     @property
     def prompt(self) -> Prompt:

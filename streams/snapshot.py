@@ -1,10 +1,13 @@
 """A stream as bytes, and back: all that the next chunk depends on, so that resuming equals not pausing."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from cache.pool import Lease
 from cache.records import parse_latents, parse_record, parse_tensor, plain_latents, plain_record, plain_tensor
 from cache.spec import TYPES, AttentionType
 from cache.state import dump
@@ -24,22 +27,12 @@ LIES = (LongtakeError, LookupError, TypeError, ValueError, AttributeError, Runti
 def save(engine: Engine, session: Session) -> bytes:
     """The stream between two chunks: books, pages, latents, prompts, and its records in the restore store."""
     engine.require(session)
-    manager = session.manager
-    state = dump(manager)
     pages: Plain = {}
     for t in TYPES:
         table = session.lease.tables[t]
         pages[t.value] = [[place, plain_tensor(engine.paging.pack(t, page))] for place, page in sorted(table.items())]
-    payload = {
-        "model": engine.backbone.fingerprint,
-        "cache": _cache_identity(engine),
-        "seed": session.seed,
-        "manager": state,
+    payload = bare(engine, session) | {
         "pages": pages,
-        "prompts": [[p.text, plain_tensor(p.video), plain_tensor(p.audio)] for p in session.prompts.values()],
-        "retained": {chunk: plain_latents(latents) for chunk, latents in session.retained.items()},
-        "prompt_of": session.prompt_of,
-        "subject_tokens": {t.value: tokens.tolist() for t, tokens in session.subject_tokens.items()},
         "origins": [[t.value, chunk, o.slot, plain_tensor(o.keys)] for (t, chunk), o in session.origins.items()],
         "records": [
             {chunk: plain_record(record) for chunk, record in engine.tier.records(name).items()}
@@ -47,6 +40,20 @@ def save(engine: Engine, session: Session) -> bytes:
         ],
     }
     return seal(KIND, VERSION, payload)
+
+
+def bare(engine: Engine, session: Session) -> Plain:
+    """All of a stream between two chunks but its pages and what the restore store has of it; a few megabytes."""
+    return {
+        "model": engine.backbone.fingerprint,
+        "cache": _cache_identity(engine),
+        "seed": session.seed,
+        "manager": dump(session.manager),
+        "prompts": [[p.text, plain_tensor(p.video), plain_tensor(p.audio)] for p in session.prompts.values()],
+        "retained": {chunk: plain_latents(latents) for chunk, latents in session.retained.items()},
+        "prompt_of": session.prompt_of,
+        "subject_tokens": {t.value: tokens.tolist() for t, tokens in session.subject_tokens.items()},
+    }
 
 
 def resume(engine: Engine, data: bytes) -> Session:
@@ -58,28 +65,17 @@ def resume(engine: Engine, data: bytes) -> Session:
         PoolExhausted: no room; nothing was changed.
     """
     payload = unseal(data, KIND, VERSION)
-    try:
-        _check_identity(engine, payload)
-        manager = engine.new_manager(payload["manager"])
-        prompts = [Prompt(text, parse_tensor(video), parse_tensor(audio)) for text, video, audio in payload["prompts"]]
-        retained = {chunk: parse_latents(plain) for chunk, plain in payload["retained"].items()}
-        tokens = {AttentionType(t): torch.tensor(chosen) for t, chosen in payload["subject_tokens"].items()}
+    with told_as_corrupt("the snapshot is sealed but does not hold what a stream needs"):
+        session = parsed(engine, payload)
         pages = [(t, place, parse_tensor(plain)) for t in TYPES for place, plain in payload["pages"][t.value]]
         records = [
             (name, int(chunk), parse_record(plain))
-            for name, kept in zip(shelves(manager.session), payload["records"], strict=True)
+            for name, kept in zip(shelves(session.id), payload["records"], strict=True)
             for chunk, plain in kept.items()
         ]
-        origins = {(AttentionType(t), chunk): Origin(parse_tensor(k), slot) for t, chunk, slot, k in payload["origins"]}
-        seed, prompt_of = int(payload["seed"]), dict(payload["prompt_of"])
-        for prompt in prompts:
-            engine.backbone.check_prompt(prompt)
-    except SnapshotError:
-        raise
-    except LIES as error:
-        raise SnapshotCorrupt(f"the snapshot is sealed but does not hold what a stream needs: {error!r}") from error
-    session = Session(manager.session, seed, manager, engine.pool.open(engine.places), {p.key: p for p in prompts})
-    session.retained, session.subject_tokens, session.origins, session.prompt_of = retained, tokens, origins, prompt_of
+        for t, chunk, slot, keys in payload["origins"]:
+            session.origins[AttentionType(t), chunk] = Origin(parse_tensor(keys), slot)
+    session.lease = engine.pool.open(engine.places)
     engine.adopt(session)
     try:
         for t, place, packed in pages:
@@ -95,6 +91,34 @@ def resume(engine: Engine, data: bytes) -> Session:
         engine.close(session)
         raise SnapshotCorrupt(f"the pages in the snapshot are not those in its books: {error!r}") from error
     return session
+
+
+def parsed(engine: Engine, payload: Plain, name: str = "") -> Session:
+    """The stream of what ``bare`` gave, under a fresh name, perhaps ``name``, with an empty lease; nothing is changed.
+
+    Raises ``SnapshotMismatch``, and one of ``LIES`` if the payload does not hold what it should.
+    """
+    _check_identity(engine, payload)
+    manager = engine.new_manager(payload["manager"], name)
+    prompts = [Prompt(text, parse_tensor(video), parse_tensor(audio)) for text, video, audio in payload["prompts"]]
+    for prompt in prompts:
+        engine.backbone.check_prompt(prompt)
+    session = Session(manager.session, int(payload["seed"]), manager, Lease(-1), {p.key: p for p in prompts})
+    session.retained = {chunk: parse_latents(plain) for chunk, plain in payload["retained"].items()}
+    tokens = {AttentionType(t): torch.tensor(chosen) for t, chosen in payload["subject_tokens"].items()}
+    session.subject_tokens, session.prompt_of = tokens, dict(payload["prompt_of"])
+    return session
+
+
+@contextmanager
+def told_as_corrupt(what: str) -> Iterator[None]:
+    """What comes of sealed bytes that lie is a ``SnapshotCorrupt``."""
+    try:
+        yield
+    except SnapshotError:
+        raise
+    except LIES as error:
+        raise SnapshotCorrupt(f"{what}: {error!r}") from error
 
 
 def _check_identity(engine: Engine, payload: Plain) -> None:

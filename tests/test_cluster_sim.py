@@ -79,12 +79,33 @@ def test_no_gpu_has_more_sessions_than_places_and_none_is_switched_off_with_any(
         if number % 4 == 0:
             cluster.steer(now)
         cluster.chunk(now)
-        taken = np.bincount(cluster.home[cluster.here], minlength=len(cluster.state))
+        copied = np.bincount(cluster.to[cluster.to >= 0], minlength=len(cluster.state))
+        taken = copied + np.bincount(cluster.home[cluster.here], minlength=len(cluster.state))
         assert taken.max() <= 5
         assert not taken[(cluster.state != OPEN) & (cluster.state != DRAINING)].any()
         states |= set(cluster.state)
     assert {OFF, OPEN, DRAINING} <= states
     assert cluster.moves > 0
+
+
+def test_who_moves_is_copied_first_which_lengthens_both_steps_and_stands_still_then() -> None:
+    costs = replace(COSTS, copy_s=3 * COSTS.chunk_s, copy_step_s=0.01, move_s=0.5)
+    cluster = Cluster(always([1.0, 1.0, 1.0]), costs, Contender("", rules=rules(costs), moves=False), 0)
+    for who, home in enumerate((0, 0, 1)):
+        cluster.happen(ARRIVE, who)
+        del cluster.waiting[who]
+        cluster.home[who], cluster.here[who] = home, True
+    cluster._move(0, 1, 0.0)
+    plain, each = costs.base_s, costs.each_s
+    steps = []
+    for number in range(6):
+        chunks = cluster.chunk(number * costs.chunk_s)
+        steps.append((round(float(chunks.step[0]), 6), round(float(chunks.step[1]), 6), 0 in chunks.made))
+    copied = (round(plain + 2 * each + 0.01, 6), round(plain + each + 0.01, 6), True)
+    still = (round(plain + each, 6), round(plain + each, 6), False)
+    gone = (round(plain + each, 6), round(plain + 2 * each, 6), True)
+    assert steps == [copied, copied, copied, still, gone, gone]
+    assert cluster.standing_s == 0.5
 
 
 def test_the_fixed_cluster_is_as_large_as_the_peak_needs() -> None:

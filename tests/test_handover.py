@@ -138,9 +138,9 @@ def test_who_is_told_to_stop_and_ordered_to_leave_at_once_gives_each_session_awa
             mover, leaving, moved = Mover(made), asyncio.Lock(), []
             give = made.hand_over
 
-            async def hand_over(session: str) -> None:
+            async def hand_over(session: str, passed: bool = False) -> None:
                 moved.append(session)
-                await give(session)
+                await give(session, passed)
 
             made.hand_over = hand_over  # type: ignore[method-assign]
             follower = Follower(mover, "first", lambda: bool(made.named["first"].sessions), leaving)

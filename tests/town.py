@@ -1,7 +1,7 @@
 """Nodes with a restore store each, generators on them, a directory, and a gateway's backend; all in this process."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from typing import Any
@@ -24,6 +24,20 @@ from errors import LongtakeError, NoCapacity, RecordLost, ServiceError, SessionM
 from settings import build_worker
 from tests.real_service import free_ports
 from tests.test_takeover import House, die
+
+
+async def nothing(call: str) -> None:
+    """Does nothing before or after a call."""
+
+
+def refuse(*calls: str) -> Callable[[str], Awaitable[None]]:
+    """These calls do not come through."""
+
+    async def refused(call: str) -> None:
+        if call in calls:
+            raise ServiceError(f"{call} did not come through")
+
+    return refused
 
 
 class Node:
@@ -73,6 +87,8 @@ class Town(House, Fleet):
         self.named: dict[str, Generator] = {}
         self.at: dict[str, Node] = {}
         self.reporting: dict[str, asyncio.Task[None]] = {}
+        self.calls: list[str] = []  # of ``Migration``, and ``passed``
+        self.before = self.after = nothing
 
     def settle(self, name: str, node: int = 0, pace: Pace | None = None) -> Generator:
         """A generator on a node."""
@@ -99,13 +115,18 @@ class Town(House, Fleet):
         """Everything on a node ends, and what it had is gone."""
         lost, self.nodes[node].store = self.nodes[node], None
         for name in [n for n, where in self.at.items() if where is lost]:
-            self.reporting.pop(name).cancel()
-            await die(self.named[name])
-            for live in self.named[name].sessions.values():  # as a gateway's connection to it would end
-                live.moved = True
-                live.tell()
-            self.built.remove(self.named.pop(name))
-            self.directory.bury(name)
+            await self.kill(name)
+
+    async def kill(self, name: str) -> None:
+        """A generator ends."""
+        self.reporting.pop(name).cancel()
+        await die(self.named[name])
+        for live in self.named[name].sessions.values():  # as a gateway's connection to it would end
+            live.moved = True
+            live.tell()
+        self.built.remove(self.named.pop(name))
+        self.at.pop(name)
+        self.directory.bury(name)
 
     def _report(self, name: str) -> None:
         made = self.named[name]
@@ -191,9 +212,25 @@ class Town(House, Fleet):
     async def refuge(self, member: str) -> str:
         return self.directory.refuge(member)
 
-    async def hand_over(self, session: str) -> None:
+    async def leaving(self, call: str, session: str, *arguments: Any) -> Any:
+        return await self._called(call, lambda: self.of(session).migration.ask(call, session, *arguments))
+
+    async def coming(self, member: str, call: str, session: str, *arguments: Any) -> Any:
+        return await self._called(call, lambda: self.named[member].migration.ask(call, session, *arguments))
+
+    async def _called(self, call: str, work: Callable[[], Awaitable[Any]]) -> Any:
+        self.calls.append(call)
+        await self.before(call)
+        found = await work()
+        await self.after(call)
+        return found
+
+    async def hand_over(self, session: str, passed: bool = False) -> None:
+        if passed:
+            self.calls.append("passed")
+            await self.before("passed")
         home = self.directory.find(session)
-        await self.of(session).hand_over(session)
+        await self.of(session).hand_over(session, passed)
         assert home is not None
         self.directory.desert(session)
         self.named[home].left(session)
