@@ -18,7 +18,7 @@ from actors.order import Order
 from actors.pace import Pace
 from actors.showing import messages
 from actors.step_loop import See, StepLoop
-from actors.takeover import take_over
+from actors.takeover import take_over, taken_over, undone
 from actors.worker import FAILURES, Direction, Worker
 from errors import BadMessage, FencedOff, NoCapacity, RecordLost, SessionMoved, SessionOver, UnknownSession
 from streams.snapshot import identity
@@ -245,10 +245,13 @@ class Generator:
         try:
             owner, shown = await self.loop.between(take_over, self.worker, session, statement)
             await self.loop.books.restate(session)
-        except BaseException:
+        except BaseException as error:
             self.loop.books.drop(session)
-            await self.loop.between(self.worker.give_away, session)
+            refused = isinstance(error, (FencedOff, NoCapacity))
+            await self.loop.between(undone, self.worker, session, statement, refused)
             raise
+        with suppress(FAILURES):  # a store that is gone has nothing left
+            await self.loop.between(taken_over, self.worker, session, statement)
         begin = shown[0].chunk.index if shown else self.worker.reels[session].next_chunk
         live = Live(session, self.pace, self.seconds, self.clock(), owner, base=begin - 1, next_chunk=begin)
         live.shown = True  # its first chunk was somebody else's

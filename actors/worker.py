@@ -129,6 +129,7 @@ class Worker:
         self.reels: dict[str, Reel] = {}
         self.others: Callable[[], Sequence[Site]] = lambda: ()  # restore stores of other nodes
         self.settle: Callable[[], None] = lambda: None  # waits until all that was stepped has been shown
+        self.doubted: dict[str, set[str]] = {}  # streams that the books of a session may name; see ``takeover.undone``
         self._inside = threading.Lock()
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
