@@ -260,7 +260,8 @@ class Generator:
             await asyncio.wait([live.publishing])  # or whoever comes first would be given what it has
         self.loop.meter.add("takeovers")
         if self.worker.reels[session].held:
-            await self._put_away(live, "asked for", held=True)
+            with suppress(FAILURES):  # it is here in any case; it goes on, and is put away when nobody watches
+                await self._put_away(live, "asked for", held=True)
         self._enter(live)
 
     async def hand_over(self, session: str) -> None:

@@ -289,6 +289,25 @@ def test_a_snapshot_is_kept_until_the_books_have_the_stream_that_came_of_it() ->
     run(test)
 
 
+def test_a_paused_session_that_cannot_be_put_away_again_is_taken_over_all_the_same() -> None:
+    async def test() -> None:
+        async with house("none") as shared:
+            first, second = shared.generator(), shared.generator()
+            await first.create("a", BALL)
+            await take(first, "a", 3)
+            await first.pause("a")
+            await first.hand_over("a")
+            shared.shelf.room = 0
+            for _ in range(2):
+                await second.take_over("a")
+            assert len(second.worker.engine.sessions) == 1
+            await second.create("b", BALL)
+            await second.stop("a")
+            assert len(second.worker.engine.sessions) == 1
+
+    run(test)
+
+
 def test_a_session_that_is_handed_over_goes_on_elsewhere_and_its_viewers_are_sent_there() -> None:
     async def test() -> None:
         async with house("none") as shared:
