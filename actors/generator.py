@@ -432,29 +432,31 @@ class Generator:
         await self._whole(self._bring_back(live))
 
     async def _bring_back(self, live: Live) -> None:
-        if live.moving:
-            raise SessionMoved(f"{live.id} is on its way to another generator; ask again")
-        if live.state is State.PAUSED:
-            try:
-                await self.loop.between(self.worker.bring_back, live.id)
-            except RecordLost as error:
-                live.enter(State.FAILED, self.clock(), str(error))
-                raise
+        async with live.turning:
+            if live.moving:
+                raise SessionMoved(f"{live.id} is on its way to another generator; ask again")
             if live.state is State.PAUSED:
-                live.enter(State.RUNNING, self.clock())
-                self.loop.wake()
+                try:
+                    await self.loop.between(self.worker.bring_back, live.id)
+                except RecordLost as error:
+                    live.enter(State.FAILED, self.clock(), str(error))
+                    raise
+                if live.state is State.PAUSED:
+                    live.enter(State.RUNNING, self.clock())
+                    self.loop.wake()
 
     async def _put_away(self, live: Live, reason: str, held: bool) -> None:
-        if live.state in OVER:
-            return
-        before = live.state
-        live.enter(State.PAUSED, self.clock(), reason, held)  # first: from now on no step may take it
-        try:
-            await self.loop.between(self.worker.put_away, live.id, held)
-        except FAILURES:
-            if live.state is State.PAUSED:
-                live.enter(before, self.clock())
-            raise
+        async with live.turning:
+            if live.state in OVER:
+                return
+            before = live.state
+            live.enter(State.PAUSED, self.clock(), reason, held)  # first: from now on no step may take it
+            try:
+                await self.loop.between(self.worker.put_away, live.id, held)
+            except FAILURES:
+                if live.state is State.PAUSED:
+                    live.enter(before, self.clock())
+                raise
 
     async def _forget(self, live: Live) -> None:
         await self.loop.between(self.worker.close, live.id)
