@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -304,6 +305,32 @@ def test_a_paused_session_that_cannot_be_put_away_again_is_taken_over_all_the_sa
             await second.create("b", BALL)
             await second.stop("a")
             assert len(second.worker.engine.sessions) == 1
+
+    run(test)
+
+
+def test_a_session_is_given_away_to_the_end_though_whoever_asked_has_gone() -> None:
+    async def test() -> None:
+        async with house("latents") as shared:
+            made = shared.generator()
+            await made.create("a", BALL)
+            await take(made, "a", 3)
+            began, goes_on = asyncio.Event(), threading.Event()
+            loop = asyncio.get_running_loop()
+
+            def step() -> None:
+                loop.call_soon_threadsafe(began.set)
+                goes_on.wait()
+
+            stepping = asyncio.create_task(made.loop.between(step))
+            await began.wait()
+            asking = asyncio.create_task(made.loop.give_away(made.sessions["a"]))
+            await until(lambda: "a" not in made.sessions)
+            asking.cancel()
+            await asyncio.wait([asking])
+            goes_on.set()
+            await stepping
+            await until(lambda: not made.worker.reels and not made.worker.engine.sessions)
 
     run(test)
 
