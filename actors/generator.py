@@ -20,7 +20,7 @@ from actors.order import Order
 from actors.pace import Pace
 from actors.showing import messages
 from actors.step_loop import See, StepLoop
-from actors.takeover import Taken, take_over
+from actors.takeover import Taken, take_over, taken_over, undone
 from actors.worker import FAILURES, Direction, Worker
 from errors import BadMessage, FencedOff, NoCapacity, RecordLost, SessionMoved, SessionOver, UnknownSession
 from streams.snapshot import identity
@@ -30,6 +30,8 @@ CALLS = {"control", "pause", "resume", "fork", "stop", "acknowledge", "inspect",
 PROMISE_S = 5.0  # how long a control waits for the ledger service
 T = TypeVar("T")
 Take = Callable[[str, Statement], Taken]
+Undo = Callable[[str, Statement, bool], None]
+Done = Callable[[str, Statement], None]
 LOG = logging.getLogger("longtake.generator")
 
 
@@ -257,23 +259,36 @@ class Generator:
 
     async def _take_over(self, session: str) -> None:
         await self.migration.drop(session)
-        await self.enter_taken(session, partial(take_over, self.worker), self.worker.give_away)
+        worker = self.worker
+        await self.enter_taken(
+            session, partial(take_over, worker), partial(undone, worker), partial(taken_over, worker)
+        )
 
     async def enter_taken(
-        self, session: str, take: Take, undo: Callable[[str], None], number: int | None = None
+        self,
+        session: str,
+        take: Take,
+        undo: Undo,
+        done: Done = lambda session, statement: None,
+        number: int | None = None,
     ) -> None:
         """Claim a session's books, have the compute thread ``take`` it, and go on with it; or ``undo`` that.
 
-        ``number``: of operations that its books must have.
+        Args:
+            undo: is told whether the books refused, and so are as they were.
+            done: once the books have it here.
+            number: of operations that its books must have.
         """
         statement = await self.loop.books.claim(session, number)
         try:
             taken: Taken = await self.loop.between(take, session, statement)
             await self.loop.books.restate(session)
-        except BaseException:
+        except BaseException as error:
             self.loop.books.drop(session)
-            await self.loop.between(undo, session)
+            await self.loop.between(undo, session, statement, isinstance(error, (FencedOff, NoCapacity)))
             raise
+        with suppress(FAILURES):  # a store that is gone has nothing left
+            await self.loop.between(done, session, statement)
         again = [one.chunk.index for one in taken.shown if one.chunk is not None]
         begin = again[0] if again else self.worker.reels[session].next_chunk
         live = Live(session, self.pace, self.seconds, self.clock(), taken.owner, base=begin - 1, next_chunk=begin)
@@ -285,7 +300,8 @@ class Generator:
             await asyncio.wait([live.publishing])  # or whoever comes first would be given what it has
         self.loop.meter.add("takeovers")
         if self.worker.reels[session].held:
-            await self._put_away(live, "asked for", held=True)
+            with suppress(FAILURES):  # it is here in any case; it goes on, and is put away when nobody watches
+                await self._put_away(live, "asked for", held=True)
         self._enter(live)
 
     async def hand_over(self, session: str, passed: bool = False) -> None:
@@ -462,28 +478,30 @@ class Generator:
         await self._whole(self._bring_back(live))
 
     async def _bring_back(self, live: Live) -> None:
-        self._require_here(live)
-        if live.state is State.PAUSED:
-            try:
-                await self.loop.between(self.worker.bring_back, live.id)
-            except RecordLost as error:
-                live.enter(State.FAILED, self.clock(), str(error))
-                raise
+        async with live.turning:
+            self._require_here(live)
             if live.state is State.PAUSED:
-                live.enter(State.RUNNING, self.clock())
-                self.loop.wake()
+                try:
+                    await self.loop.between(self.worker.bring_back, live.id)
+                except RecordLost as error:
+                    live.enter(State.FAILED, self.clock(), str(error))
+                    raise
+                if live.state is State.PAUSED:
+                    live.enter(State.RUNNING, self.clock())
+                    self.loop.wake()
 
     async def _put_away(self, live: Live, reason: str, held: bool) -> None:
-        if live.state in OVER:
-            return
-        before = live.state
-        live.enter(State.PAUSED, self.clock(), reason, held)  # first: from now on no step may take it
-        try:
-            await self.loop.between(self.worker.put_away, live.id, held)
-        except FAILURES:
-            if live.state is State.PAUSED:
-                live.enter(before, self.clock())
-            raise
+        async with live.turning:
+            if live.state in OVER:
+                return
+            before = live.state
+            live.enter(State.PAUSED, self.clock(), reason, held)  # first: from now on no step may take it
+            try:
+                await self.loop.between(self.worker.put_away, live.id, held)
+            except FAILURES:
+                if live.state is State.PAUSED:
+                    live.enter(before, self.clock())
+                raise
 
     async def _forget(self, live: Live) -> None:
         await self.loop.between(self.worker.close, live.id)

@@ -50,6 +50,7 @@ class Live:
         moving: it is being handed over, and must not be brought back meanwhile.
         moved: another generator has it now.
         directing: held by the direction that is being carried out: they take effect in the order in which they came.
+        turning: held while it is put away or brought back for whoever asked; the step loop never waits for it.
         stepped_at: when it was last stepped; of those that are due at the same time, who waits longest is served.
     """
 
@@ -73,6 +74,7 @@ class Live:
     moved: bool = False
     publishing: "asyncio.Task[None] | None" = None
     directing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    turning: asyncio.Lock = field(default_factory=asyncio.Lock)
     shown: bool = False
     stepped_at: float = float("-inf")
     misses: int = 0

@@ -128,7 +128,10 @@ class Migration:
     async def _accept(self, session: str, data: bytes) -> None:
         try:
             number = await self.loop.between(self.precopy.complete, session, data)
-            await self.generator.enter_taken(session, self.precopy.take, self.generator.worker.close, number)
+            worker = self.generator.worker
+            await self.generator.enter_taken(
+                session, self.precopy.take, lambda session, *_: worker.close(session), number=number
+            )
         except BaseException:
             await self.loop.between(self.precopy.drop, session)
             raise

@@ -219,7 +219,8 @@ class StepLoop:
         live.moved = True
         live.tell()
         LOG.info("session given away", extra={"session": live.id, "chunk": live.next_chunk})
-        await self.compute.between(self.worker.close if whole else self.worker.give_away, live.id)
+        leave = self.worker.close if whole else self.worker.give_away
+        await asyncio.shield(self.spawn(self.compute.between(leave, live.id)))  # whoever asks may go
 
     def _look(self, live: Live, glimpse: Glimpse, see: See) -> None:
         """Let the segmenter see a glimpse, without waiting; at most one per session at a time."""

@@ -17,7 +17,7 @@ from models.decoders import Codecs, StreamDecoder
 from streams.director import Director
 from streams.durability import PUBLISHED
 from streams.engine import Chunk
-from streams.recovery import published, recover
+from streams.recovery import forget_lost, published, recover
 from streams.stream import Stream
 
 
@@ -81,15 +81,39 @@ def _stream(worker: Worker, session: str, statement: Statement, report: Continui
     if stream.session.manager.recorder.noted < statement.number:  # an old one, of a stream that was brought back
         stream.close()
         return _recovered(worker, statement, report)
-    drop_snapshot(worker, session)
     return stream
 
 
 def _recovered(worker: Worker, statement: Statement, report: Continuity) -> Stream:
     gather(worker, report.footing.stream)
-    stream = Stream(worker.engine, recover(worker.engine, statement.state, report.footing))
-    clear(worker, report.footing.stream)
-    return stream
+    return Stream(worker.engine, recover(worker.engine, statement.state, report.footing))
+
+
+def taken_over(worker: Worker, session: str, statement: Statement) -> None:
+    """The books have the stream's new name: what is left under older ones, and in vaults, nobody needs any more."""
+    stream = Continuity.parse(statement.aside).footing.stream
+    for name in {stream, *worker.doubted.pop(session, ())}:
+        forget_lost(worker.engine, name)
+    clear(worker, stream)
+    drop_snapshot(worker, session)
+
+
+def undone(worker: Worker, session: str, statement: Statement, refused: bool) -> None:
+    """Let go of a session that the books do not have under its new name; whoever comes next finds all as it was.
+
+    Unless they ``refused`` they may have that name: then the records under both stay, until this generator takes the
+    session over or the store needs the room. Unknown sessions are no error.
+    """
+    reel = worker.reels.get(session)
+    if reel is None or reel.stream is None:
+        return
+    if not refused:
+        old = Continuity.parse(statement.aside).footing.stream
+        worker.doubted.setdefault(session, set()).update((old, reel.stream.session.id))
+        worker.give_away(session)
+        return
+    del worker.reels[session]
+    reel.stream.close()
 
 
 def primed(

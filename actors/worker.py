@@ -131,6 +131,7 @@ class Worker:
         self.besides: list[Callable[[], None]] = []  # what else is ended with all takes
         self.others: Callable[[], Sequence[Site]] = lambda: ()  # restore stores of other nodes
         self.settle: Callable[[], None] = lambda: None  # waits until all that was stepped has been shown
+        self.doubted: dict[str, set[str]] = {}  # streams that the books of a session may name; see ``takeover.undone``
         self._inside = threading.Lock()
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:

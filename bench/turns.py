@@ -22,7 +22,7 @@ from cache.state import Plain, dump
 from settings import build_engine, load
 from streams.durability import Durability, Footing
 from streams.engine import Engine
-from streams.recovery import recover
+from streams.recovery import forget_lost, recover
 from streams.stream import Stream
 
 TIMES_WALL, TIMES_FIRST = 1.96, 2.09  # published by a vendor of KV offload for agent sessions with long prefixes
@@ -73,7 +73,9 @@ class Ways:
         """From books and records."""
         assert away.books is not None
         assert away.footing is not None
-        return Stream(self.engine, recover(self.engine, away.books, away.footing))
+        stream = Stream(self.engine, recover(self.engine, away.books, away.footing))
+        forget_lost(self.engine, away.footing.stream)
+        return stream
 
 
 WAYS: dict[str, Durability] = {"rebuilt": "latents", "paused": "none", "stored": "kv"}

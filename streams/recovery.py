@@ -19,7 +19,7 @@ from streams.session import Origin, Session
 
 
 def recover(engine: Engine, books: Plain, footing: Footing) -> Session:
-    """Open the stream that another engine lost; its records are this stream's from then on.
+    """Open the stream that another engine lost; its records are this stream's too, until ``forget_lost``.
 
     Args:
         books: as ``cache.state.dump`` gave them after the newest commit that was acknowledged.
@@ -45,9 +45,13 @@ def recover(engine: Engine, books: Plain, footing: Footing) -> Session:
     except (LongtakeError, RuntimeError, KeyError, ValueError, TypeError):
         engine.close(session)
         raise
-    for name in everything(footing.stream):
-        engine.tier.close(name)
     return session
+
+
+def forget_lost(engine: Engine, stream: str) -> None:
+    """The books have a recovered stream's new name: nobody asks for its records under the old one any more."""
+    for name in everything(stream):
+        engine.tier.close(name)
 
 
 def published(engine: Engine, session: Session, count: int) -> list[Chunk]:

@@ -200,6 +200,23 @@ def test_who_is_not_watched_is_put_away_and_comes_back_with_its_viewer() -> None
     run(test)
 
 
+def test_whoever_pauses_what_another_resumes_at_the_same_time_does_not_end_it() -> None:
+    async def test() -> None:
+        async with generator() as made:
+            await made.create("a", BALL)
+            await take(made, "a", 3)
+            for calls in ((made.resume, made.pause), (made.pause, made.resume)):
+                await made.pause("a")
+                await asyncio.gather(*(call("a") for call in calls))
+                live = made.sessions["a"]
+                assert live.state is (State.PAUSED if calls[-1] == made.pause else State.RUNNING)
+                assert (made.worker.reels["a"].stream is None) == (live.state is State.PAUSED)
+            seen = await take(made, "a", 6, after=2)
+            assert [m["index"] for m in of(seen, "chunk")] == [3, 4, 5, 6, 7, 8]
+
+    run(test)
+
+
 def test_a_viewer_that_stalls_pauses_its_session_alone_but_holds_up_nobody_else() -> None:
     async def test() -> None:
         async with generator(Pace(patience_s=0.2, lead=2)) as made:

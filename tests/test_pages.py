@@ -27,7 +27,7 @@ from settings.reading import load
 from sizing.pages import page_bytes
 from streams.durability import Footing
 from streams.engine import Engine, EngineConfig
-from streams.recovery import recover
+from streams.recovery import forget_lost, recover
 from streams.stream import Stream
 from tests.builders import SMALL_KEEP_SET, backbone, engine, latents, poison, teacher_force, tiny_backbone
 from tests.test_snapshot import equal, go_on, lived
@@ -251,6 +251,7 @@ def taken_over(stream: Stream, pages: PageFormat) -> Stream:
     """The stream in another engine on the same store."""
     other = engine(tier=stream.engine.tier, durability="kv", pages=pages)
     found = Stream(other, recover(other, dump(stream.session.manager), Footing.of(stream.session)))
+    forget_lost(other, stream.session.id)
     other.check_integrity()
     return found
 

@@ -17,7 +17,7 @@ from cache.state import Plain, dump
 from errors import PoolExhausted
 from streams.durability import PUBLISHED, Durability, Footing, shelves
 from streams.engine import Engine
-from streams.recovery import published, recover
+from streams.recovery import forget_lost, published, recover
 from streams.stream import Stream
 from tests.builders import SMALL_KEEP_SET, backbone, engine
 from tests.test_snapshot import equal, go_on, lived
@@ -41,7 +41,9 @@ def taken_over(stream: Stream, **options: object) -> Stream:
     tier = stream.engine.tier
     assert isinstance(tier, HostTier)
     other = made(stream.engine.config.durability, tier, **options)
-    found = Stream(other, recover(other, *left(stream)))
+    books, footing = left(stream)
+    found = Stream(other, recover(other, books, footing))
+    forget_lost(other, footing.stream)
     found.engine.check_integrity()
     return found
 
@@ -86,6 +88,17 @@ def test_with_latents_the_memory_is_computed_anew_and_the_stream_goes_on_close_t
         return float(sum((a - b).square().mean() for a, b in zip(other[:2], expected[:2], strict=True)))
 
     assert apart(found) < 0.02 * apart(stranger)
+
+
+def test_a_stream_that_was_recovered_in_vain_is_recovered_once_more_and_is_the_same() -> None:
+    stream = lived(made("kv"))
+    expected, tier = go_on(lived(made("kv"))), stream.engine.tier
+    assert isinstance(tier, HostTier)
+    held = tier.statistics()
+    other = made("kv", tier)
+    Stream(other, recover(other, *left(stream))).close()
+    assert tier.statistics() == held
+    assert equal(go_on(taken_over(stream)), expected)
 
 
 def test_the_old_records_are_the_recovered_streams_and_nothing_is_left_when_it_ends() -> None:

@@ -17,7 +17,7 @@ from cache.state import dump, load
 from cache.way_back import WayBackConfig
 from errors import ConfigError
 from streams.engine import Engine
-from streams.recovery import recover
+from streams.recovery import forget_lost, recover
 from streams.slack import RestoreConfig, Slack
 from streams.stream import Stream
 from tests.builders import backbone, engine, poison
@@ -273,6 +273,7 @@ def test_a_stream_that_waits_for_chunks_can_be_put_away_forked_and_lost() -> Non
         elsewhere = made(tier, durability="kv")
         stream.next()
         others.append(Stream(elsewhere, recover(elsewhere, *left(stream))))
+        forget_lost(elsewhere, stream.session.id)
         for other in others:
             other.take(3)
             assert other.session.manager.waiting == []

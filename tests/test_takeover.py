@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,7 +16,7 @@ from actors.order import Order, pack_order, parse_order
 from actors.pace import Pace
 from actors.worker import Direction, Worker
 from cache.host_tier import HostTier
-from errors import NoCapacity, SessionMoved, SnapshotCorrupt, UnknownSession
+from errors import FencedOff, NoCapacity, ServiceError, SessionMoved, SnapshotCorrupt, UnknownSession
 from media.reading import read
 from settings import build_worker, load
 from streams.director import Script, Shot
@@ -216,6 +217,120 @@ def test_a_session_that_was_put_away_is_taken_over_bit_for_bit_and_its_snapshot_
             both = set(shared.latents["a"]) & set(shared.latents["whole"])
             assert {at, at + 1, at + 2} < both
             assert all(torch.equal(shared.latents["a"][c], shared.latents["whole"][c]) for c in both)
+
+    run(test)
+
+
+class RestatesOnce:
+    """The ledger service of a generator fails once to put books right: ``before`` or after it has done so."""
+
+    def __init__(self, made: Generator, error: Exception, before: bool = True) -> None:
+        self.restate, self.error, self.before, self.tries = made.loop.books.restate, error, before, 0
+        made.loop.books.restate = self  # type: ignore[method-assign, assignment]
+
+    async def __call__(self, session: str) -> None:
+        self.tries += 1
+        if self.tries > 1 or not self.before:
+            await self.restate(session)
+        if self.tries == 1:
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "before"), [(ServiceError("late"), True), (ServiceError("late"), False), (NoCapacity("full"), True)]
+)
+def test_a_takeover_that_the_books_refused_or_left_in_doubt_costs_nothing(error: Exception, before: bool) -> None:
+    async def test() -> None:
+        async with house("kv") as shared:
+            whole = shared.generator()
+            await whole.create("whole", BALL)
+            await take(whole, "whole", 12)
+            await whole.stop("whole")
+            assert not shared.tier.sessions()
+            first, second = shared.generator(), shared.generator()
+            await first.create("a", BALL)
+            await take(first, "a", 7)
+            await die(first)
+            RestatesOnce(second, error, before)
+            with pytest.raises(type(error)):
+                await second.take_over("a")
+            assert not second.worker.engine.sessions
+            await second.take_over("a")
+            await take(second, "a", 5, after=6)
+            for chunk in range(12):
+                assert torch.equal(shared.latents["a"][chunk], shared.latents["whole"][chunk]), chunk
+            second.worker.engine.check_integrity()
+            await second.stop("a")
+            assert not shared.tier.sessions()
+
+    run(test)
+
+
+def test_a_snapshot_is_kept_until_the_books_have_the_stream_that_came_of_it() -> None:
+    async def test() -> None:
+        async with house("none") as shared:
+            whole, first, second = shared.generator(), shared.generator(), shared.generator()
+            await whole.create("whole", BALL)
+            await take(whole, "whole", 12)
+            await first.create("a", BALL)
+            await take(first, "a", 4)
+            await first.hand_over("a")
+            at = shared.ledger.service.read("a")[1].state["next_chunk"]
+            RestatesOnce(second, FencedOff("another was faster"))
+            with pytest.raises(FencedOff):
+                await second.take_over("a")
+            assert shared.shelf.held
+            await second.take_over("a")
+            assert not shared.shelf.held
+            await take(second, "a", 3, after=at - 1)
+            await take(whole, "whole", at + 3)
+            for chunk in range(at, at + 3):
+                assert torch.equal(shared.latents["a"][chunk], shared.latents["whole"][chunk]), chunk
+
+    run(test)
+
+
+def test_a_paused_session_that_cannot_be_put_away_again_is_taken_over_all_the_same() -> None:
+    async def test() -> None:
+        async with house("none") as shared:
+            first, second = shared.generator(), shared.generator()
+            await first.create("a", BALL)
+            await take(first, "a", 3)
+            await first.pause("a")
+            await first.hand_over("a")
+            shared.shelf.room = 0
+            for _ in range(2):
+                await second.take_over("a")
+            assert len(second.worker.engine.sessions) == 1
+            await second.create("b", BALL)
+            await second.stop("a")
+            assert len(second.worker.engine.sessions) == 1
+
+    run(test)
+
+
+def test_a_session_is_given_away_to_the_end_though_whoever_asked_has_gone() -> None:
+    async def test() -> None:
+        async with house("latents") as shared:
+            made = shared.generator()
+            await made.create("a", BALL)
+            await take(made, "a", 3)
+            began, goes_on = asyncio.Event(), threading.Event()
+            loop = asyncio.get_running_loop()
+
+            def step() -> None:
+                loop.call_soon_threadsafe(began.set)
+                goes_on.wait()
+
+            stepping = asyncio.create_task(made.loop.between(step))
+            await began.wait()
+            asking = asyncio.create_task(made.loop.give_away(made.sessions["a"]))
+            await until(lambda: "a" not in made.sessions)
+            asking.cancel()
+            await asyncio.wait([asking])
+            goes_on.set()
+            await stepping
+            await until(lambda: not made.worker.reels and not made.worker.engine.sessions)
 
     run(test)
 
