@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from actors.apart import Apart
 from actors.order import Order
@@ -26,11 +26,13 @@ LOG = logging.getLogger("longtake.gateway")
 
 @contextmanager
 def found_again() -> Iterator[None]:
-    """As ``told_plainly``; a generator that has gone is a ``SessionMoved``."""
+    """As ``told_plainly``; a generator that has gone is a ``SessionMoved``, one that misses somebody else is not."""
     with told_plainly():
         try:
             yield
         except RayActorError as error:
+            if isinstance(error, RayTaskError):  # it lives, and somebody whom it asked does not
+                raise
             raise SessionMoved("the generator has gone; connect again") from error
 
 

@@ -130,9 +130,7 @@ class GeneratorReplica:
         """See ``Generator.create``; ``carried``: the caller's span."""
         with span("create", carried, session=session):
             found = await self.generator.create(session, order, owner)
-        await (
-            self._report()
-        )  # what the directory has heard of is an orphan and not lost, whatever becomes of this process
+        await self._told()
         return found
 
     async def expect(self, nbytes: int) -> str:
@@ -182,11 +180,14 @@ class GeneratorReplica:
         """See ``Generator.ask``; ``carried``: the caller's span."""
         with span(call, carried, session=session):
             found = await self.generator.ask(session, owner, call, *arguments)
-        if call == "fork":
-            await self.directory.adopt.remote(arguments[0], self.name)
-            await self._told()
-        elif call == "stop":
-            await self.directory.release.remote(session)
+        try:
+            if call == "fork":
+                await self.directory.adopt.remote(arguments[0], self.name)
+                await self._report()
+            elif call == "stop":
+                await self.directory.release.remote(session)
+        except FAILURES as error:  # it is done; the next beat says so, and whoever asked must not ask again
+            LOG.warning("the directory was not told", extra={"session": session, "reason": repr(error)})
         return found
 
     async def watch(

@@ -253,9 +253,18 @@ class SessionDirectory:
         if session not in self.orphans:
             if self.clock() < self.heard_from:
                 raise ServiceError("the session directory has just begun; ask again")
-            if not self.booked(session):
+            if not self._booked(session):
                 raise UnknownSession(f"no session {session!r}")
         return self.place(session), True
+
+    def _booked(self, session: str) -> bool:
+        """While it waits for an answer it hears nobody: that is nobody's silence. Raises ``ServiceError``."""
+        began = self.clock()
+        try:
+            return self.booked(session)
+        finally:
+            for member in self.members.values():
+                member.heard += self.clock() - began
 
     def desert(self, session: str) -> None:
         """A generator gives a session away: it is an orphan until somebody asks for it."""

@@ -162,6 +162,8 @@ class Generator:
         return {"session": session, "do": "fork", "from": begin, "child": child}
 
     async def _make_fork(self, session: str, child: str, seed: int | None) -> int:
+        if child in self.sessions:
+            raise BadMessage(f"session {child!r} exists already")
         live = self._open(session)
         await self._ensure_on(live)
         begin: int = await self.loop.between(self._fork, session, child, seed)

@@ -116,6 +116,10 @@ def plainly(error: BaseException) -> BaseException:
     """An error of another process as it was raised there, without Ray's traceback in its text."""
     if isinstance(error, RayTaskError):
         cause = error.cause
+        if isinstance(cause, RayTaskError):
+            return plainly(cause)
+        if isinstance(cause, (RayError, BackPressureError, DeploymentUnavailableError)):
+            return ServiceError(f"a process behind the one that was asked does not answer: {type(cause).__name__}")
         return type(cause)(*cause.args) if isinstance(cause, LongtakeError) else error
     if isinstance(error, (RayError, BackPressureError, DeploymentUnavailableError)):
         return ServiceError(f"the process that was asked has gone or is overloaded: {type(error).__name__}")

@@ -5,6 +5,7 @@ import logging
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
 from actors import routes  # not what is in it: Serve pickles this module by value, and objects would be others then
@@ -62,8 +63,10 @@ class SessionRouter(RequestRouter):
         if home not in by_name:
             try:
                 home = await self._find(session)
-            except TimeoutError:
-                LOG.warning("the session directory does not answer", extra={"session": session})
+            except (TimeoutError, RayError, ValueError) as error:  # whatever is raised here, Serve forgets the request
+                self._directory = None
+                said = {"session": session, "reason": repr(error)}
+                LOG.warning("the session directory does not answer", extra=said)
                 return []
         if home is None:
             return [candidate_replicas]

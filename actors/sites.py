@@ -70,6 +70,6 @@ class Sites:
         except ValueError:
             self._known.pop(name, None)
             return None
-        if name not in self._known:
+        if name not in self._known or self._known[name][0] != handle:  # one that ended was made anew under its name
             self._known[name] = handle, Site(RemoteTier(store_calls(handle)), LaterVault(handle))
         return self._known[name][1]

@@ -32,6 +32,7 @@ T = TypeVar("T")
 LONGEST_WAIT = 1.0  # seconds between two looks at who is idle
 SLACK_S = 10.0  # how long the worst slack is remembered
 LANDING_S = 5.0  # how long a commit waits for the restore store before it is booked without
+ALONE_S = 10.0  # and for how long, after one wait in vain, none is waited for
 LOG, TRACER = logging.getLogger("longtake.generator"), trace.get_tracer("longtake")
 
 
@@ -48,6 +49,7 @@ class StepLoop:
         self.times, self.slack = StepTimes(), Least(SLACK_S)
         self.task: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._alone_until = float("-inf")
 
     def start(self) -> None:
         """Begin to step; again is no error."""
@@ -128,11 +130,12 @@ class StepLoop:
     async def _booked(self, group: list[Entry], landed: "Future[bool] | None") -> dict[str, LongtakeError | None]:
         """Book what the restore store has; if that does not answer, the stream goes on undurable."""
         if landed is not None:
-            try:
-                whole = await asyncio.wait_for(asyncio.wrap_future(landed), LANDING_S)
-            except TimeoutError:
-                whole = False
-            if not whole:
+            if not landed.done() and self.clock() >= self._alone_until:
+                # ``wait_for`` would cancel what the entries of other shards wait for too.
+                done, _ = await asyncio.wait([asyncio.wrap_future(landed)], timeout=LANDING_S)
+                if not done:
+                    self._alone_until = self.clock() + ALONE_S
+            if not landed.done() or not landed.result():
                 self.meter.add("undurable", len(group))
         return await self.books.confirm(group)
 

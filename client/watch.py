@@ -11,10 +11,11 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from client.problems import raised
-from errors import ServiceError, SessionOver
+from errors import LongtakeError, ServiceError, SessionOver
 from wire import pack_message, unpack_message
 
 PROTOCOL_NAME = "longtake.v1"
+LOST = "the connection was lost before the service answered; ask what became of it"
 PATIENCE = (0.2, 0.5, 1.0, 2.0, 4.0)  # seconds before each new try of a lost connection
 
 
@@ -63,21 +64,31 @@ class Watch:
                             self._after, self._fresh = message["index"], False
                             await self._acknowledge(message["index"])
                 if not ended:
+                    self._give_up(ServiceError(LOST))
                     self._socket = await self._connected_again()
         finally:
-            for answer in self._answers.values():
-                if not answer.done():
-                    answer.set_exception(SessionOver("the watch ended before the service answered"))
+            self._give_up(SessionOver("the watch ended before the service answered"))
+
+    def _give_up(self, error: LongtakeError) -> None:
+        """Nobody answers any more what was asked over the socket that there was."""
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(error)
 
     async def control(self, do: str, **fields: Any) -> dict[str, Any]:
-        """Direct the session over the socket; somebody must be iterating. Returns the receipt or raises."""
+        """Direct the session over the socket; somebody must be iterating.
+
+        Returns the receipt or raises; ``ServiceError`` if the connection is lost, and then it may have been done.
+        """
         if self._socket is None:
             raise SessionOver("the watch is not open; use it as an async context manager")
         number = next(self._numbers)
         answer = self._answers[number] = asyncio.get_running_loop().create_future()
-        await self._socket.send(pack_message({"type": "control", "id": number, "do": do, **fields}))
         try:
+            await self._socket.send(pack_message({"type": "control", "id": number, "do": do, **fields}))
             message: dict[str, Any] = await answer
+        except ConnectionClosed as error:
+            raise ServiceError(LOST) from error
         finally:
             self._answers.pop(number, None)
         if message["type"] == "problem":

@@ -121,6 +121,24 @@ def test_a_session_that_was_lost_together_with_the_directory_is_taken_over_from_
     assert directory.places() == {"a": {"capacity": 1, "taken": 1}}
 
 
+def test_while_the_directory_waits_for_the_books_nobody_is_silent() -> None:
+    now = [0.0]
+
+    def booked(session: str) -> bool:
+        now[0] += SILENCE_S / 4
+        raise ServiceError("the shard does not answer")
+
+    directory = SessionDirectory(clock=lambda: now[0], booked=booked, lives=lambda _: False)
+    directory.report("a", 1, held("one"), actor="a's")
+    for number in range(8):
+        with pytest.raises(ServiceError, match="does not answer"):
+            directory.rescue(f"lost {number}")
+    assert directory.find("one") == "a"
+    assert not directory.orphans
+    now[0] += SILENCE_S + 1  # it could have been heard in this time
+    assert directory.find("one") is None
+
+
 def test_a_session_goes_only_where_its_model_and_configuration_are() -> None:
     directory = SessionDirectory(clock=lambda: 0.0)
     mine = [{**held("one")[0], "identity": "old"}]

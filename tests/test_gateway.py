@@ -121,6 +121,45 @@ def test_a_lost_connection_goes_on_without_a_gap_and_nothing_comes_twice() -> No
     run(test)
 
 
+def test_a_control_whose_connection_is_lost_is_an_error_and_the_watch_goes_on() -> None:
+    async def test() -> None:
+        async with served() as (made, client, _):
+            session = (await client.create(BALL))["session"]
+            asked, go_on = asyncio.Event(), asyncio.Event()
+
+            async def never(*arguments: Any) -> dict[str, Any]:
+                asked.set()
+                await go_on.wait()
+                return {}
+
+            ask, made.ask = made.ask, never  # type: ignore[method-assign]
+            async with client.watch(session) as watch:
+                seen = asyncio.Queue[int]()
+
+                async def look() -> None:
+                    async for message in watch:
+                        if message["type"] == "chunk":
+                            seen.put_nowait(message["index"])
+
+                looking = asyncio.create_task(look())
+                waits = asyncio.create_task(watch.control("cut", scene="attic", prompt=RING))
+                await asked.wait()
+                assert watch._socket is not None
+                watch._socket.transport.abort()
+                with pytest.raises(ServiceError, match="was lost"):
+                    await waits
+                with pytest.raises(ServiceError, match="was lost"):
+                    await watch.control("cut", scene="attic", prompt=RING)  # before there is a new one
+                made.ask = ask  # type: ignore[method-assign]
+                go_on.set()
+                await until(lambda: watch.reconnected == 1)
+                assert (await watch.control("cut", scene="attic", prompt=RING))["do"] == "cut"
+                assert not watch._answers
+                looking.cancel()
+
+    run(test)
+
+
 def test_who_goes_without_a_word_is_gone_within_seconds() -> None:
     async def test() -> None:
         async with served() as (made, client, url):

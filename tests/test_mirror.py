@@ -2,6 +2,7 @@
 
 import asyncio
 from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,10 +11,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from actors import sites
 from actors.mirrored import LOOK_EVERY, REFILL, MirroredTier, MirroredVault
 from actors.order import Order
 from actors.remote_tier import RemoteTier
 from actors.restore_store import RestoreStore
+from actors.sites import LaterVault, Sites
 from actors.vault import HostVault
 from cache.host_tier import HostTier
 from cache.keep_set import Role
@@ -293,3 +296,36 @@ def test_a_session_that_ends_leaves_nothing_in_either_store() -> None:
             assert [store and store.statistics()["records"] for store in stores] == [0, 0]
 
     run(test)
+
+
+def test_a_store_that_ended_and_was_made_anew_under_its_name_is_called_and_not_the_one_that_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    living = {"restore-store-b": "the first"}
+
+    def get_actor(name: str, namespace: str) -> str:
+        if name not in living:
+            raise ValueError(name)
+        return living[name]
+
+    monkeypatch.setattr(sites, "ray", SimpleNamespace(get_actor=get_actor))
+    monkeypatch.setattr(sites, "store_calls", lambda handle: handle)
+    monkeypatch.setattr(sites, "RemoteTier", lambda call: ("tier of", call))
+    made = Sites.__new__(Sites)
+    made._known = {}
+
+    def called() -> list[Any]:
+        for site in made.others():
+            assert isinstance(site.vault, LaterVault)
+            assert site.tier == ("tier of", site.vault.handle)
+        return [site.vault.handle for site in made.others() if isinstance(site.vault, LaterVault)]
+
+    made.names = ("restore-store-b",)
+    before = made.others()
+    assert called() == ["the first"]
+    assert made.others()[0] is before[0]  # what it keeps in flight stays one
+    made.names = ()  # the generator beside it has gone, and it ends: nobody asks for it meanwhile
+    assert called() == []
+    living["restore-store-b"] = "the second"
+    made.names = ("restore-store-b",)
+    assert called() == ["the second"]

@@ -33,6 +33,13 @@ COLOUR = """
   return [...flat.getImageData(4, 4, 1, 1).data].slice(0, 3);
 }
 """
+UNSENT = """
+async () => {
+  const { Watch } = await import("./watch.js"), socket = { readyState: WebSocket.CLOSED };
+  const watch = Object.assign(Object.create(Watch.prototype), { socket, answers: new Map(), number: 0 });
+  return watch.control({ do: "stop" }).catch((problem) => `${problem.detail}, ${watch.answers.size} wait`);
+}
+"""
 STARTED = "[...document.querySelectorAll('#log li')].filter(l => l.textContent.startsWith('started')).length === %d"
 
 
@@ -125,7 +132,7 @@ def test_the_studio_shows_the_cache_at_work() -> None:
     run(test)
 
 
-def test_a_service_that_refuses_is_told_in_the_page() -> None:
+def test_a_service_that_refuses_or_is_not_connected_is_told_in_the_page() -> None:
     async def test() -> None:
         async with browser() as (page, made, _, wrong):
             for seed in range(made.capacity):
@@ -135,6 +142,7 @@ def test_a_service_that_refuses_is_told_in_the_page() -> None:
             await page.click("text=Start a take")
             await eventually(page, "document.querySelector('#log .problem') !== null")
             assert "places of this generator are taken" in await page.inner_text("#log .problem")
+            assert await page.evaluate(UNSENT) == "there is no connection now, 0 wait"
             assert [w for w in wrong if "429" not in w] == []
 
     run(test)

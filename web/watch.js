@@ -39,6 +39,7 @@ export class Watch extends EventTarget {
 
   /** Direct the session; resolves to the receipt or rejects with the problem. */
   control(what) {
+    if (this.socket.readyState !== WebSocket.OPEN) return Promise.reject({ detail: "there is no connection now" });
     const id = ++this.number;
     return new Promise((resolve, reject) => {
       this.answers.set(id, { resolve, reject });
