@@ -372,7 +372,7 @@ class Generator:
         more = watching.viewer.acknowledge(chunk, credits, buffered, self.clock(), self.pace)
         watching.news.set()
         if more and live.state is State.PAUSED and not live.held and not live.moving:
-            with suppress(NoCapacity):  # tried again at its next acknowledgement
+            with suppress(NoCapacity):  # the step loop tries again
                 await self._ensure_on(live)
         self.loop.wake()
 

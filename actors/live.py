@@ -51,6 +51,7 @@ class Live:
         moved: another generator has it now.
         directing: held by the direction that is being carried out: they take effect in the order in which they came.
         turning: held while it is put away or brought back for whoever asked; the step loop never waits for it.
+        tried_at: when it was last to be brought back though nobody asked.
         stepped_at: when it was last stepped; of those that are due at the same time, who waits longest is served.
     """
 
@@ -75,6 +76,7 @@ class Live:
     publishing: "asyncio.Task[None] | None" = None
     directing: asyncio.Lock = field(default_factory=asyncio.Lock)
     turning: asyncio.Lock = field(default_factory=asyncio.Lock)
+    tried_at: float = float("-inf")
     shown: bool = False
     stepped_at: float = float("-inf")
     misses: int = 0
@@ -96,6 +98,12 @@ class Live:
         """Whether its next chunk may be made, now or when those before it are published."""
         running = self.state is State.RUNNING and not self.ended
         return running and has_room(self.made, self.base, self.viewers, self.pace)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is put away, and nothing but that keeps its viewers from their next chunk."""
+        away = self.state is State.PAUSED and not (self.held or self.moving or self.ended or self.turning.locked())
+        return away and bool(self.watching) and has_room(self.made, self.base, self.viewers, self.pace)
 
     def owes(self, now: float) -> bool:
         """Whether a viewer has run dry and waits for a chunk that is being made, or may be."""

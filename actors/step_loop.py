@@ -23,13 +23,14 @@ from actors.metrics import Meter
 from actors.pace import Pace, deadline
 from actors.reel import Glimpse, Note, Piece
 from actors.worker import FAILURES, Made, Stepped, Worker
-from errors import FencedOff, LongtakeError, SessionOver, StreamError
+from errors import FencedOff, LongtakeError, RecordLost, SessionOver, StreamError
 from models.segmenter import Finding
 from scaling.measuring import Least, StepTimes
 
 See = Callable[[Glimpse], Awaitable[Finding]]
 T = TypeVar("T")
 LONGEST_WAIT = 1.0  # seconds between two looks at who is idle
+RETRY_S = 5.0  # between two tries to bring a session back though nobody asks; each takes its snapshot from the vault
 SLACK_S = 10.0  # how long the worst slack is remembered
 LANDING_S = 5.0  # how long a commit waits for the restore store before it is booked without
 ALONE_S = 10.0  # and for how long, after one wait in vain, none is waited for
@@ -252,7 +253,7 @@ class StepLoop:
         return task
 
     async def _tend(self) -> None:
-        """Let go of viewers that stall others, put away who is idle or waits too long, forget who is over."""
+        """Let go of viewers that stall others, put away who is idle, bring back who is wanted, forget who is over."""
         now = self.clock()
         for live in list(self.sessions.values()):
             stalled = live.stalled(now)
@@ -266,6 +267,8 @@ class StepLoop:
                 await self._put_away(live, "its viewers acknowledge nothing")
             elif live.state is State.RUNNING and not live.watching and now - live.since > self.pace.idle_s:
                 await self._put_away(live, "nobody watches")
+            elif live.waits and now - live.tried_at > RETRY_S:
+                await self._bring_back(live)
             elif live.state is State.PAUSED and not live.watching and now - live.since > self.pace.away_s:
                 live.enter(State.STOPPED, now, f"nobody came back for {self.pace.away_s:g} s")
             elif live.state in OVER and not live.watching and now - live.since > self.pace.linger_s:
@@ -287,6 +290,20 @@ class StepLoop:
             if live.state is State.RUNNING:
                 live.enter(State.PAUSED, self.clock(), reason)
             LOG.info("session put away", extra={"session": live.id, "chunk": live.next_chunk, "reason": reason})
+
+    async def _bring_back(self, live: Live) -> None:
+        """Its viewers are there and wait; if there is no place yet it is tried again later."""
+        state, reason = State.RUNNING, ""
+        live.tried_at = self.clock()
+        try:
+            await self.compute.now(self.worker.bring_back, live.id)
+        except RecordLost as error:
+            state, reason = State.FAILED, str(error)
+        except FAILURES as error:
+            LOG.info("session could not be brought back", extra={"session": live.id, "reason": str(error)})
+            return
+        if live.state is State.PAUSED and not live.turning.locked():  # else somebody has asked for something meanwhile
+            live.enter(state, self.clock(), reason)
 
     async def measure(self) -> None:
         """Set all gauges of this generator."""

@@ -20,7 +20,16 @@ from actors.pace import Pace
 from actors.reel import Glimpse, notable
 from actors.worker import Direction
 from cache.decisions import DecisionLog
-from errors import BadMessage, NoCapacity, SceneExists, SessionOver, StreamError, UnknownScene, UnknownSession
+from errors import (
+    BadMessage,
+    NoCapacity,
+    SceneExists,
+    ServiceError,
+    SessionOver,
+    StreamError,
+    UnknownScene,
+    UnknownSession,
+)
 from media.reading import read
 from models.segmenter import Finding
 from streams.director import Script, Shot
@@ -234,6 +243,100 @@ def test_a_viewer_that_stalls_pauses_its_session_alone_but_holds_up_nobody_else(
             last = [m async for m in stuck][-1]
             assert last["type"] == "end"
             assert last["state"] == "dropped"
+
+    run(test)
+
+
+async def quiet(made: Generator, session: str) -> None:
+    """Wait until a session has made all that it may."""
+    await until(lambda: not made.sessions[session].due and not made.sessions[session].in_flight)
+
+
+async def chunk(messages: Any, index: int) -> None:
+    """Wait for a chunk."""
+    while (message := await anext(messages))["type"] != "chunk" or message["index"] != index:
+        assert message["type"] != "end"
+
+
+def test_a_session_for_which_there_was_no_place_comes_back_when_there_is_one_and_is_not_tried_all_the_time() -> None:
+    now = [0.0]
+
+    async def test() -> None:
+        async with generator(Pace(patience_s=1.0, lead=2), sessions=1, clock=lambda: now[0]) as made:
+
+            async def passes(seconds: float) -> None:
+                now[0] += seconds
+                for _ in range(3):  # the loop has looked in between
+                    await made.inspect("a")
+
+            await made.create("a", BALL)
+            messages = made.watch("a", "", "me", -1, 1)
+            await chunk(messages, 0)
+            await quiet(made, "a")
+            await passes(1.5)
+            assert made.sessions["a"].state is State.PAUSED
+            await made.create("b", RING)
+            tries: list[str] = []
+            bring_back = made.worker.bring_back
+            made.worker.bring_back = lambda s: tries.append(s) or bring_back(s)  # type: ignore[method-assign, func-returns-value]
+            await made.acknowledge("a", "me", 0, 2)
+            await passes(0.0)
+            before = len(tries)
+            await passes(4.0)
+            assert len(tries) == before == 2  # at the acknowledgement, and by itself
+            await passes(2.0)
+            assert len(tries) == 3
+            await made.stop("b")
+            await passes(6.0)
+            await chunk(messages, 2)
+            await messages.aclose()  # type: ignore[attr-defined]
+
+    run(test)
+
+
+def test_a_session_that_could_not_be_handed_over_goes_on_for_those_who_watch() -> None:
+    async def test() -> None:
+        async with generator(Pace(lead=2)) as made:
+            await made.create("a", BALL)
+            messages = made.watch("a", "", "me", -1, 1)
+            await chunk(messages, 0)
+            await quiet(made, "a")
+            restate = made.loop.books.restate
+
+            async def fails(session: str) -> None:
+                await made.acknowledge("a", "me", 0, 2)  # and says nothing more
+                raise ServiceError("the shard begins anew")
+
+            made.loop.books.restate = fails  # type: ignore[method-assign]
+            with pytest.raises(ServiceError):
+                await made.hand_over("a")
+            made.loop.books.restate = restate  # type: ignore[method-assign]
+            await chunk(messages, 2)
+            await messages.aclose()  # type: ignore[attr-defined]
+
+    run(test)
+
+
+def test_whoever_comes_while_an_idle_session_is_being_put_away_gets_its_next_chunk() -> None:
+    now, began, goes_on = [0.0], threading.Event(), threading.Event()
+
+    class Slow(Shelf):
+        def put(self, session: str, data: bytes) -> None:
+            began.set()
+            goes_on.wait()
+            super().put(session, data)
+
+    async def test() -> None:
+        async with generator(Pace(lead=2, idle_s=1.0), vault=Slow(), clock=lambda: now[0]) as made:
+            await made.create("a", BALL)
+            await quiet(made, "a")
+            now[0] += 1.5
+            made.loop.wake()
+            await until(began.is_set)
+            coming = asyncio.create_task(take(made, "a", 2, after=1))
+            await until(lambda: bool(made.sessions["a"].watching))
+            goes_on.set()
+            assert [m["index"] for m in of(await coming, "chunk")] == [2, 3]
 
     run(test)
 
