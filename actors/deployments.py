@@ -154,7 +154,7 @@ class GeneratorReplica:
             raise ServiceError(f"generator {generator} has gone; ask again")
         with span("take over", carried, session=session):
             found = await self.generator.take_over(session)
-        await self._report()
+        await self._told()
         return found
 
     async def migrate(self, call: str, session: str, *arguments: Any) -> Any:
