@@ -3,7 +3,8 @@
 import asyncio
 import io
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -114,12 +115,24 @@ def test_sessions_of_different_age_and_scene_share_a_batch_and_stay_themselves()
     """Alone and in a batch a session shows the same, up to the rounding of another batch shape."""
 
     async def film(orders: dict[str, Order]) -> dict[str, torch.Tensor]:
-        async with generator() as made:
+        async with generator(Pace(lead=2)) as made:
             sizes: list[int] = []
-            step = made.worker.step
-            made.worker.step = lambda ids: sizes.append(len(ids)) or step(ids)  # type: ignore[method-assign, func-returns-value]
+            watched, step = threading.Event(), made.worker.step
+
+            def stepped(ids: Sequence[str]) -> Any:
+                sizes.append(len(ids))
+                end = time.monotonic() + 60
+                while watched.is_set() and not all(live.due for live in [*made.sessions.values()]):
+                    assert time.monotonic() < end
+                    time.sleep(0.001)
+                watched.clear()  # the others are due by now, and so is this one again
+                return step(ids)
+
+            made.worker.step = stepped  # type: ignore[method-assign, assignment]
             for name, order in orders.items():
                 await made.create(name, order)
+            await until(lambda: all(live.next_chunk == 2 for live in made.sessions.values()))
+            watched.set()
             got = await asyncio.gather(*(take(made, name, 5) for name in orders))
             assert max(sizes) == len(orders)
             return {n: torch.from_numpy(read(io.BytesIO(media_of(m))).frames) for n, m in zip(orders, got, strict=True)}
