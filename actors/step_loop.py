@@ -118,6 +118,8 @@ class StepLoop:
                 for verdicts in (self.spawn(self._booked(group, landed)),)
                 for entry in group
             }
+            for verdicts in booked.values():  # who publishes may have gone, with the loop say
+                verdicts.add_done_callback(lambda done: done.cancelled() or done.exception())
             for live in batch:
                 one = stepped[live.id]
                 if one.note is None or one.chunk is None:
