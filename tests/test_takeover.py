@@ -4,7 +4,7 @@ import asyncio
 import io
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -66,6 +66,9 @@ async def die(made: Generator) -> None:
     for task in made.loop._tasks:
         task.cancel()
     await asyncio.gather(made.loop.task, return_exceptions=True)
+    with suppress(TimeoutError):  # a process writes nothing after its end; a thread that hangs does not either
+        idle = asyncio.get_running_loop().run_in_executor(made.loop.compute._thread, int)
+        await asyncio.wait_for(idle, 5)
 
 
 @asynccontextmanager
