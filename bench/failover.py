@@ -6,8 +6,10 @@ session; the other takes it over. Nothing may be missed: chunks are counted, and
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
@@ -22,6 +24,7 @@ from client import Client
 from serve_app import NAME, application
 from settings import load
 
+T = TypeVar("T")
 PORT = 8322
 PROMPT = "a red ball bouncing in a blue room"
 BEFORE, AFTER = 24, 4  # chunks that are watched before the kill, and after it
@@ -70,24 +73,29 @@ async def one_kill(client: Client, seed: int) -> dict[str, float]:
     }
 
 
-def measured(durability: str, times: int) -> list[dict[str, float]]:
-    """Kills one after the other, in a cluster of its own."""
+def with_two(work: Callable[[Client], Awaitable[T]], **options: Any) -> T:
+    """Do something with a client of two generators, in a cluster of its own; ``options`` of the service."""
     settings = load(environ={"LONGTAKE_THREADS": "1", "LONGTAKE_SERVICE__TELEMETRY__LOG_LEVEL": "error"})
-    service = replace(settings.service, generators=2, cpus=0.5, durability=durability)  # type: ignore[arg-type]
+    service = replace(settings.service, generators=2, cpus=0.5, **options)
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         serve.start(http_options={"port": PORT})
         serve.run(application(replace(settings, service=service)), name=NAME)
 
-        async def run() -> list[dict[str, float]]:
+        async def run() -> T:
             await both_ready()
             async with Client(f"http://127.0.0.1:{PORT}") as client:
-                return [await one_kill(client, seed) for seed in range(times)]
+                return await work(client)
 
         return asyncio.run(run())
     finally:
         serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
+
+
+async def killed_times(client: Client, times: int) -> list[dict[str, float]]:
+    """Kills one after the other."""
+    return [await one_kill(client, seed) for seed in range(times)]
 
 
 def plot(report: Report) -> Figure:
@@ -106,7 +114,7 @@ def main() -> None:
     shared: Options = options(parser(__doc__ or "").parse_args())
     times = 1 if shared.quick else 8
     report = Report("failover", "A generator is killed", shared, {"kills": times, "chunks before": BEFORE})
-    found = {durability: measured(durability, times) for durability in ("latents", "kv")}
+    found = {d: with_two(partial(killed_times, times=times), durability=d) for d in ("latents", "kv")}
     report.figures["kills"] = found
     rows = []
     for name, kills in found.items():

@@ -7,11 +7,10 @@ by turns the one way and the other.
 import asyncio
 import time
 from contextlib import suppress
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
-import ray
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from ray import serve
@@ -20,13 +19,11 @@ from actors.backend import ServeBackend
 from actors.fleet import ServeFleet
 from actors.movement import Mover
 from bench.common import Options, Report, label, options, parser
-from bench.failover import PROMPT, READY_S, both_ready
+from bench.failover import PROMPT, READY_S, with_two
 from client import Client
 from errors import ServiceError
-from serve_app import GENERATOR, NAME, application
-from settings import load
+from serve_app import GENERATOR, NAME
 
-PORT = 8323
 BEFORE, AFTER = 24, 12  # chunks that are watched before the first move, and after each
 AWAY, AHEAD = "put away", "copied ahead"
 
@@ -125,26 +122,6 @@ def told(spans: list[tuple[str, float, float]], begun: float, arrivals: list[flo
     }
 
 
-def served(times: int) -> dict[str, list[dict[str, float]]]:
-    """All moves, in a cluster of its own."""
-    settings = load(environ={"LONGTAKE_THREADS": "1", "LONGTAKE_SERVICE__TELEMETRY__LOG_LEVEL": "error"})
-    service = replace(settings.service, generators=2, cpus=0.5)
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        serve.start(http_options={"port": PORT})
-        serve.run(application(replace(settings, service=service)), name=NAME)
-
-        async def run() -> dict[str, list[dict[str, float]]]:
-            await both_ready()
-            async with Client(f"http://127.0.0.1:{PORT}") as client:
-                return await watched(client, times)
-
-        return asyncio.run(run())
-    finally:
-        serve.shutdown()  # type: ignore[no-untyped-call]
-        ray.shutdown()
-
-
 # -- what is left behind
 
 
@@ -166,7 +143,7 @@ def main() -> None:
     shared: Options = options(parser(__doc__ or "").parse_args())
     times = 1 if shared.quick else 4
     report = Report("moving", "A session moves", shared, {"moves each way": times})
-    report.figures["served"] = served(times)
+    report.figures["served"] = with_two(partial(watched, times=times))
     parts = ("still", "viewer", "usual", "copy", "hold", "accept", "hand_over", "take_over", "whole")
     rows = [
         [name, *(f"{1e3 * np.median([m[part] for m in moves]):.0f}" for part in parts)]
