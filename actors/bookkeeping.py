@@ -123,8 +123,13 @@ class Bookkeeper:
         return statement
 
     async def restate(self, session: str) -> None:
-        """Put the books of a session right. Raises ``FencedOff``, ``NoCapacity`` and ``ServiceError``."""
+        """Put the books of a session right. Raises ``FencedOff``, ``NoCapacity`` and ``ServiceError``.
+
+        ``UnknownSession`` or ``FencedOff`` too if it was let go while its books were asked for.
+        """
         statement = await self.state(session)
+        if session not in self.epochs:
+            raise FencedOff(f"{session} was let go meanwhile")
         async with answered():
             await self.ledger.state(statement, self.epochs[session])
 

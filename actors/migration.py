@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from actors.live import Live, State
 from actors.precopy import Precopy
-from errors import BadMessage, FencedOff, LongtakeError, RecordLost, ServiceError, SessionMoved, SessionOver
+from errors import (
+    BadMessage,
+    FencedOff,
+    LongtakeError,
+    RecordLost,
+    ServiceError,
+    SessionMoved,
+    SessionOver,
+    UnknownSession,
+)
 from streams.durability import PUBLISHED
 from streams.migration import Offer, Page
 
@@ -139,7 +148,7 @@ class Migration:
     async def confirmed(self, session: str) -> None:
         """Whoever had a session has let it go: what it left in the stores is forgotten. Again is no error."""
         if session in self._awaited:
-            self._awaited.pop(session).cancel()
+            self._known(session)
             await self.loop.between(self.precopy.forget, session)
 
     async def drop(self, session: str) -> None:
@@ -150,16 +159,14 @@ class Migration:
         live = self.generator.sessions.get(session)
         if session not in self._awaited:
             return
-        if live is None:
-            self._awaited.pop(session).cancel()
-            await self.loop.between(self.precopy.drop, session)
-            return
-        try:
-            await self.loop.books.restate(session)
-        except FencedOff:
-            self._awaited.pop(session).cancel()
-            await self.loop.give_away(live, whole=True)
-            await self.loop.between(self.precopy.drop, session)
+        if live is not None:
+            try:
+                await self.loop.books.restate(session)
+                return
+            except (FencedOff, UnknownSession):  # it may have found out by itself meanwhile
+                await self.loop.give_away(live, whole=True)
+        self._known(session)
+        await self.loop.between(self.precopy.drop, session)
 
     # -- inside
 
@@ -187,6 +194,12 @@ class Migration:
     def _await(self, session: str) -> None:
         """Keep what has come of a session for ``AWAITED_S`` from now."""
         self._again(self._awaited, session, AWAITED_S, self._given_up)
+
+    def _known(self, session: str) -> None:
+        """What became of a session that was awaited."""
+        timer = self._awaited.pop(session, None)
+        if timer is not None:
+            timer.cancel()
 
     async def _given_up(self, session: str) -> None:
         """Nobody has said what became of a session: if it is ours, so be it, else it does not come."""

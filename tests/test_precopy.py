@@ -11,6 +11,7 @@ import torch
 
 from actors import migration, movement
 from actors.generator import Generator
+from actors.ledger_service import Statement
 from actors.live import State
 from actors.movement import Mover
 from actors.order import Order
@@ -165,6 +166,33 @@ def test_an_answer_that_is_lost_leaves_one_owner_and_nothing_twice(call: str) ->
         async with watched() as take:
             take.made.after = refuse(call)
             assert (await take.mover.move("a"))["to"] == "second"
+            await take.check()
+            await take.check_nothing_left()
+
+    run(test)
+
+
+def test_who_finds_out_by_itself_that_it_was_fenced_off_while_it_is_told_so_lets_go_once() -> None:
+    async def test() -> None:
+        async with watched() as take:
+            books = take.second.loop.books
+            state, asked = books.state, []
+
+            async def late(session: str) -> Statement:
+                """The answer of a compute thread that is busy until the next commit was refused."""
+                books.state = state
+                found = await state(session)
+                await until(lambda: session not in take.second.sessions)
+                asked.append(session)
+                return found
+
+            async def before(call: str) -> None:
+                if call == "drop":
+                    books.state = late
+
+            take.made.before, take.made.after = before, refuse("accept")
+            assert (await take.mover.move("a"))["to"] == "second"
+            assert asked == ["a"]
             await take.check()
             await take.check_nothing_left()
 
