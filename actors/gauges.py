@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from actors.staging import FAILURES, Staging
+from actors.staging import FAILURES, REASONS, Staging
 from cache.drift import Rung
 from cache.keep_set import Role
 from cache.spec import TYPES
@@ -16,7 +16,7 @@ Gauge = tuple[str, dict[str, str], float]
 
 def gauges(engine: Engine, streams: Sequence[Stream]) -> list[Gauge]:
     """Name, tags and value of each."""
-    pool, tier = engine.pool.statistics(), engine.tier
+    pool, tier = engine.pool.statistics(), engine.store
     found: list[Gauge] = [
         ("pool_bytes", {"what": "held"}, sum(pool.held_bytes.values())),
         ("pool_bytes", {"what": "capacity"}, sum(pool.capacity_bytes.values())),
@@ -70,9 +70,10 @@ def transfers(staging: Staging) -> list[Gauge]:
     """What went to the restore store and back, and what became of its slots."""
     slots = staging.book.statistics()
     failures = {**dict.fromkeys(FAILURES.values(), 0), **staging.failures}
+    inline = {**dict.fromkeys(REASONS, 0), **staging.inline}
     return [
         *(("transfer_bytes", {"direction": d, "path": p}, float(n)) for (d, p), n in staging.moved.copy().items()),
-        *(("transfer_inline", {"reason": reason}, float(n)) for reason, n in staging.inline.copy().items()),
+        *(("transfer_inline", {"reason": reason}, float(n)) for reason, n in inline.items()),
         *(("transfer_failures", {"what": what}, float(n)) for what, n in failures.items()),
         *(("transfer_slots", {"use": u}, float(getattr(slots, u))) for u in ("free", "leased", "held", "grave")),
         ("transfer_graveyard_bytes", {}, float(staging.graveyard_bytes)),

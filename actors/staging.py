@@ -24,6 +24,7 @@ FAILURES: dict[type[Exception], str] = {  # what a failure is counted as: the fi
     TransferPending: "pending",
     TransferFailed: "failed",
 }
+REASONS = ("unreachable", "large", "full")  # why something goes within a call although there are slots
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,8 @@ class StepLoop:
             batch = sorted(due, key=lambda live: (live.deadline, live.stepped_at))
             if batch:
                 await self._step(batch[: self.pace.batch])
+            elif self.worker.engine.departures.leaving:  # nothing else to do: whoever waits for it is told at once
+                await self.compute.now(self.worker.engine.departures.drain)
             elif not self.compute.jobs:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(LONGEST_WAIT):  # ``wait_for`` may lose a cancellation

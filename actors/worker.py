@@ -210,7 +210,7 @@ class Worker:
 
     def introduce(self, stream: Stream, owner: str) -> None:
         """Tell the restore store whose records these are, for its quotas."""
-        self.engine.tier.introduce(stream.session.id, owner, self.engine.backbone.fingerprint)
+        self.engine.store.introduce(stream.session.id, owner, self.engine.backbone.fingerprint)
 
     def close(self, session: str) -> None:
         """End a take and release all that it holds; unknown sessions are no error."""

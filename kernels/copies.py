@@ -4,7 +4,7 @@ A step queues all its passes at once and is far ahead of the device then. Every 
 every number that is read in between, would make it wait, and the device after it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -19,29 +19,81 @@ def upload(x: torch.Tensor, device: torch.device) -> torch.Tensor:
     return x.to(device)
 
 
+@lru_cache(maxsize=8)
+def _beside(device: torch.device) -> torch.cuda.Stream:
+    """The stream of copies that nothing queued behind them is to wait for."""
+    return torch.cuda.Stream(device)
+
+
 class Landing:
     """Tensors on their way to host memory, behind what the device does already; ``sources`` of one device.
 
     They may be written again at once, by what is queued behind. Tensors of the host are there, and are not copied.
+
+    Args:
+        beside: what is queued behind does not wait for the copies, and must not write to ``sources``; they may be
+            dropped.
     """
 
-    def __init__(self, sources: Sequence[torch.Tensor]) -> None:
-        self._found = list(sources)
+    def __init__(self, sources: Sequence[torch.Tensor], beside: bool = False) -> None:
+        self._found, self._sources = list(sources), list(sources)
         self._landed: torch.cuda.Event | None = None
         if sources and sources[0].device.type == "cuda":
             self._found = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in sources]
-            for found, source in zip(self._found, sources, strict=True):
-                found.copy_(source, non_blocking=True)
-            self._landed = torch.cuda.current_stream(sources[0].device).record_event()
+            stream = torch.cuda.current_stream(sources[0].device)
+            if beside:
+                here, stream = stream, _beside(sources[0].device)
+                stream.wait_stream(here)
+            with torch.cuda.stream(stream):
+                for found, source in zip(self._found, sources, strict=True):
+                    found.copy_(source, non_blocking=True)
+                    source.record_stream(stream)
+            self._landed = stream.record_event()
+
+    @property
+    def here(self) -> bool:
+        """Whether ``wait`` would not wait."""
+        return self._landed is None or self._landed.query()
+
+    def near(self) -> list[torch.Tensor]:
+        """Where nobody has to wait: what was copied if it is there, else ``sources``, which nobody has written then."""
+        return self.wait() if self.here else self._sources
 
     def wait(self) -> list[torch.Tensor]:
         """What was copied, once it is there: here the host waits for the device, and nowhere else in a step.
 
         It is pinned memory, which is scarce: what is to be kept is copied once more.
         """
-        if self._landed is not None:
+        if not self.here and self._landed is not None:
             self._landed.synchronize()
+        self._landed, self._sources = None, self._found
         return self._found
+
+
+class Lap:
+    """How long something takes: on a device, by its own clock and without waiting for it."""
+
+    def __init__(self, device: torch.device, clock: Callable[[], float]) -> None:
+        self._clock, self._seconds = clock, float("nan")
+        self._events: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
+        if device.type == "cuda":
+            self._events = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            self._events[0].record()
+        self._begun = clock()
+
+    def end(self) -> None:
+        """What was queued until now is what is timed."""
+        self._seconds = self._clock() - self._begun
+        if self._events is not None:
+            self._events[1].record()
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it took, or ``None`` while that is not known."""
+        if self._events is None:
+            return self._seconds
+        begun, ended = self._events
+        return begun.elapsed_time(ended) / 1e3 if ended.query() else None
 
 
 def on_host(sources: Sequence[torch.Tensor]) -> list[torch.Tensor]:

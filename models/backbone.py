@@ -11,6 +11,7 @@ import torch
 
 from cache.spec import TYPES, AttentionSpec, AttentionType, Modality
 from errors import CheckpointError
+from kernels.copies import upload
 from models.processors import Angles, Door, Pass, Rows, TextCapture, install
 from models.prompt import Prompt
 from models.rope import Kind, RopeTable, tables
@@ -132,7 +133,7 @@ class Backbone:
         with self._through(capture):
             video = torch.zeros(1, 1, self.channels(Modality.VIDEO), device=self.device, dtype=self.dtype)
             audio = torch.zeros(1, 1, self.channels(Modality.AUDIO), device=self.device, dtype=self.dtype)
-            text, audio_text = (x[None].to(self.device, self.dtype) for x in (prompt.video, prompt.audio))
+            text, audio_text = (upload(x[None].to(self.dtype), self.device) for x in (prompt.video, prompt.audio))
             self._call(video, audio, text, audio_text, sigma)
         return TextEntry(capture.layers)
 

@@ -25,5 +25,5 @@ export OMP_NUM_THREADS=1
 ruff check .
 ruff format --check .
 mypy
-# By file: a file that starts a cluster starts it once.
-exec pytest -n 2 --dist loadfile "$@"
+# By file, in the order of tests/conftest.py: a file that starts a cluster starts it once.
+exec pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -1,6 +1,6 @@
 """The forward passes over the chunks in progress of several streams: keep-sets, positions and noise side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -26,8 +26,16 @@ class Batch:
     none where pages are codes, and leaves all others as they are.
     """
 
-    def __init__(self, backbone: Backbone, pool: Pool, ops: Ops, sessions: Sequence[Session]) -> None:
-        self.backbone, self.sessions = backbone, sessions
+    def __init__(
+        self,
+        backbone: Backbone,
+        pool: Pool,
+        ops: Ops,
+        sessions: Sequence[Session],
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``meanwhile``: what the host does after each pass, which a GPU has still before it."""
+        self.backbone, self.sessions, self.meanwhile = backbone, sessions, meanwhile
         managers = [session.manager for session in sessions]
         self.rows = Rows(
             pool=pool,
@@ -65,6 +73,7 @@ class Batch:
     def _pass(self, rows: Rows, x: Pair, sigma: float, mass: dict[AttentionType, list[torch.Tensor]] | None) -> Pair:
         video, audio = (part.to(self.backbone.dtype) for part in x)
         velocity = self.backbone.forward(rows, video, audio, sigma, mass)
+        self.meanwhile()
         return velocity[0].float(), velocity[1].float()
 
     def _noise(self, draw: int) -> Pair:

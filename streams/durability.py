@@ -12,7 +12,7 @@ import torch
 from cache.keep_set import Role
 from cache.spec import TYPES, AttentionType
 from cache.tiers import KeyValues, Latents, RestoreTier
-from kernels.copies import on_host
+from kernels.copies import upload
 from streams.paging import Paging
 from streams.session import Session
 
@@ -62,7 +62,7 @@ class WriteThrough:
         if self.durability == "none":
             return
         shelf = published_shelf(session.id)
-        self.tier.keep_latents(shelf, chunk, in_host_memory(replace(latents, video=video, audio=audio)))
+        self.tier.keep_latents(shelf, chunk, replace(latents, video=video, audio=audio))
         self.tier.forget(shelf, chunk - PUBLISHED)
         self.encoded(session, chunk, TYPES)
 
@@ -78,7 +78,7 @@ class WriteThrough:
         if self.durability == "none":
             return
         if chunk in session.retained and not self.tier.holds(session.id, chunk).latents:
-            self.tier.keep_latents(session.id, chunk, in_host_memory(session.retained[chunk]))
+            self.tier.keep_latents(session.id, chunk, session.retained[chunk])
         if self.durability == "latents":
             return
         for t in types:
@@ -97,18 +97,13 @@ class WriteThrough:
     def payload(
         self, session: Session, type: AttentionType, chunk: int | None, place: int, slot: int, role: Role
     ) -> KeyValues:
-        """A copy of what is at ``place``, with keys as they were first written: rotating rounds."""
-        (packed,) = on_host([self.paging.pack(type, session.page(type, place))])
+        """A copy of what is at ``place``, where the pool is, with keys as they were first written: rotating rounds."""
+        packed = self.paging.pack(type, session.page(type, place))
         origin = session.origins.get((type, chunk))
         if origin is not None:
-            self.paging.keys_of(type, packed)[:], slot = origin.keys, origin.slot
+            keys, slot = upload(origin.near, packed.device), origin.slot
+            self.paging.keys_of(type, packed).copy_(keys)
         return KeyValues(packed, slot, role, session.manager.recorder.noted, self.paging.format(type))
-
-
-def in_host_memory(latents: Latents) -> Latents:
-    """A copy in host memory, or the same if they are there."""
-    video, audio = on_host([latents.video, latents.audio])
-    return replace(latents, video=video, audio=audio)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from models.prompt import Prompt, hashed_prompt
 from models.sampler import Schedule
 from streams.arrivals import Fetcher, Wait, first_of
 from streams.batch import Batch, Shares
+from streams.departures import Departures
 from streams.durability import Durability, WriteThrough, everything, shelves
 from streams.executor import Executor
 from streams.paging import Paging
@@ -139,8 +140,10 @@ class Engine:
         float8 = any(spec.pages == "fp8" for spec in self.specs.values())
         self.ops = ops(self.config.impl, backbone.device, float8)
         self.paging = Paging(self.pool, self.ops)
-        self.tier = HostTier(self.config.host_bytes) if tier is None else tier
+        self.store = HostTier(self.config.host_bytes) if tier is None else tier
         restore = self.config.restore
+        self.departures = Departures(self.store, restore.leaving_bytes)
+        self.tier: RestoreTier = self.store if self.pool.device.type == "cpu" else self.departures
         self.clock, self.way_back = clock, WayBack(restore.way_back)
         self.bytes_of: dict[AttentionType | None, int] = {t: self.specs[t].bytes_per_chunk for t in TYPES}
         self.bytes_of[None] = self._latents_bytes()
@@ -345,7 +348,7 @@ class Engine:
 
     def _make(self, sessions: Sequence[Session], schedule: Schedule) -> list[Made]:
         """Denoise, publish, correct, and leave the corrected copies' keys and values in the staged pages."""
-        batch, began = Batch(self.backbone, self.pool, self.ops, sessions), self.clock()
+        batch, began = Batch(self.backbone, self.pool, self.ops, sessions, self.departures.settle), self.clock()
         clean = batch.denoise(schedule)
         statistics = Landing([torch.cat(self.ops.channel_statistics(x), -1) for x in clean]).wait()
         self.way_back.passed((self.clock() - began) / (len(schedule.sigmas) * len(sessions)))

@@ -1,7 +1,8 @@
 """Carries out the plans of the cache manager on the pool and the restore store, and encodes chunks from latents."""
 
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -15,13 +16,16 @@ from cache.spec import TYPES, AttentionType
 from cache.tiers import KeyValues, Latents, RestoreTier
 from cache.way_back import WayBack
 from kernels.attention import BlockTable
+from kernels.copies import Lap, upload
 from models.backbone import Backbone
 from models.processors import Rows
 from models.rope import KEY_KIND
 from streams.arrivals import Fetcher
-from streams.durability import WriteThrough, in_host_memory
+from streams.durability import WriteThrough
 from streams.paging import Paging
 from streams.session import Origin, Session
+
+LAPS = 256  # of a few plans
 
 
 @dataclass
@@ -36,6 +40,7 @@ class Executor:
     fetcher: Fetcher
     way_back: WayBack
     clock: Callable[[], float]
+    _laps: deque[tuple[Lap, Callable[[float], None]]] = field(default_factory=lambda: deque(maxlen=LAPS))
 
     @property
     def pool(self) -> Pool:
@@ -102,7 +107,7 @@ class Executor:
         kept, subjects = session.manager.kept(), session.manager.subject_chunks()
         for chunk in [c for c in session.retained if c not in kept and c not in plan.forget]:
             if not self.tier.holds(session.id, chunk).latents:
-                self.tier.keep_latents(session.id, chunk, in_host_memory(session.retained[chunk]))
+                self.tier.keep_latents(session.id, chunk, session.retained[chunk])
             if chunk not in subjects:
                 del session.retained[chunk]
 
@@ -115,7 +120,7 @@ class Executor:
         return max((choice.predicted_s for choice in choices.values()), default=0.0)
 
     def _restore(self, session: Session, restoration: Restoration, payload: KeyValues) -> None:
-        begun = self.clock()
+        lap = Lap(self.pool.device, self.clock)
         held = restoration.place in session.lease.tables[restoration.type]
         use = session.page if held else partial(self.pool.claim, session.lease)
         page = use(restoration.type, restoration.place)
@@ -123,8 +128,7 @@ class Executor:
         keys = self.paging.put_keys(restoration.type, page, packed)
         session.origins[restoration.type, restoration.chunk] = Origin(keys, payload.slot)
         self.rotate(restoration.type, page, payload.slot, restoration.slot)
-        self._finish()
-        self.way_back.unpacked(payload.nbytes, self.clock() - begun)
+        self._lapped(lap, partial(self.way_back.unpacked, payload.nbytes))
 
     def give_up(self, session: Session, chunk: int, reason: str) -> None:
         self._strike(session, chunk, session.manager.give_up(chunk, reason))
@@ -141,10 +145,15 @@ class Executor:
             if eviction.place in session.lease.tables[eviction.type]:
                 self.pool.release(session.lease, eviction.type, eviction.place)
 
-    def _finish(self) -> None:
-        """Wait for the device, so that what is measured is not only the launch."""
-        if self.pool.device.type == "cuda":
-            torch.cuda.synchronize(self.pool.device)
+    def _lapped(self, lap: Lap, tell: Callable[[float], None]) -> None:
+        """What began with ``lap`` has been queued: ``tell`` how long it took, now or once the device has done it.
+
+        At most ``LAPS`` are waited for; the oldest are not told of then.
+        """
+        lap.end()
+        self._laps.append((lap, tell))
+        while self._laps and (seconds := self._laps[0][0].seconds) is not None:
+            self._laps.popleft()[1](seconds)
 
     # -- positions
 
@@ -156,10 +165,10 @@ class Executor:
         place = 0 if move.chunk is None else ledger.entries[move.chunk].place
         page = self.pool.exclusive(session.lease, type, place)
         origin = session.origins.get((type, move.chunk))
-        if origin is None:
-            keys = self.paging.pack_keys(type, page)
-            origin = session.origins[type, move.chunk] = Origin(keys, move.from_slot)
-        self.paging.unpack_keys(type, page, origin.keys)
+        if origin is None:  # this is how they were written
+            origin = session.origins[type, move.chunk] = Origin(self.paging.pack_keys(type, page), move.from_slot)
+        else:
+            self.paging.unpack_keys(type, page, origin.near)
         self.rotate(type, page, origin.slot, move.to_slot)
 
     def rotate(self, type: AttentionType, page: int, from_slot: int, to_slot: int) -> None:
@@ -189,7 +198,8 @@ class Executor:
             writes={t: [session.page(t, place)] for t, place in places.items()},
             prompts=[session.prompts.get(latents.prompt, session.prompt)],
         )
-        video, audio = (x[None].to(self.pool.device, self.backbone.dtype) for x in (latents.video, latents.audio))
+        found = (upload(x, self.pool.device) for x in (latents.video, latents.audio))
+        video, audio = (x[None].to(self.backbone.dtype) for x in found)
         self.backbone.forward(rows, video, audio, self.context_sigma)
 
     def _reads(self, session: Session, type: AttentionType, slot: int, own: int) -> BlockTable:
@@ -217,10 +227,9 @@ class Executor:
             places[t] = place
             if (t, place) not in scratch:
                 session.renew(t, chunk)
-        begun = self.clock()
+        lap = Lap(self.pool.device, self.clock)
         self.encode(session, chunk, latents, manager.positions.slots[chunk], places)
-        self._finish()
-        self.way_back.encoded(self.clock() - begun)
+        self._lapped(lap, self.way_back.encoded)
         for t, place in scratch:
             self.pool.release(session.lease, t, place)
         self.through.encoded(session, chunk, encoding.types)

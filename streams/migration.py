@@ -16,6 +16,7 @@ from cache.pool import Lease
 from cache.spec import AttentionType
 from cache.tiers import KeyValues
 from errors import RecordLost, SnapshotCorrupt
+from kernels.copies import Landing
 from streams.durability import everything, moving_shelf
 from streams.engine import Engine
 from streams.session import Ahead, Origin, Session
@@ -149,7 +150,8 @@ class Arrival:
             page = table[t][place] if place in table[t] else self.engine.pool.claim(self.lease, t, place)
             packed = paging.fitted(t, payload)
             paging.unpack(t, page, packed)
-            self.pages[t, place] = Came(record, written, Origin(paging.keys_of(t, packed).clone(), payload.slot))
+            keys = Landing([paging.keys_of(t, packed).clone()])
+            self.pages[t, place] = Came(record, written, Origin(keys, payload.slot))
 
     def complete(self, offered: Offer, payload: dict[str, Any]) -> Session:
         """Make the stream of its pages, all of which have come, and of the rest; it goes on bit-equal.

@@ -13,7 +13,7 @@ import torch
 from cache.pool import CODES, Pool
 from cache.spec import AttentionSpec, AttentionType, PageFormat
 from cache.tiers import KeyValues, LandedKeyValues, Room
-from kernels.copies import on_host, upload
+from kernels.copies import Landing, upload
 from kernels.ops import Ops
 from kernels.pack import keys_from_bytes, to_bytes, values_from_bytes
 from kernels.quantised import QuantisedKeys, QuantisedValues, quantise_keys, quantise_values
@@ -73,15 +73,15 @@ class Paging:
         self.unpack(type, page, packed)
         return packed
 
-    def put_keys(self, type: AttentionType, page: int, packed: torch.Tensor | None) -> torch.Tensor:
+    def put_keys(self, type: AttentionType, page: int, packed: torch.Tensor | None) -> Landing:
         """A copy of the keys of what ``put`` has written, as ``pack_keys``."""
-        return self.pack_keys(type, page) if packed is None else self.keys_of(type, packed).clone()
+        return self.pack_keys(type, page) if packed is None else Landing([self.keys_of(type, packed).clone()])
 
-    def pack_keys(self, type: AttentionType, page: int) -> torch.Tensor:
-        """A copy of a page's keys in host memory, as they are part of a packed page."""
-        if type not in self.pool.ends:
-            return on_host([self.pool.storage[type][:, 0, page].clone()])[0]
-        return on_host([to_bytes(self._codes(type, page)[0])])[0]
+    def pack_keys(self, type: AttentionType, page: int) -> Landing:
+        """A copy of a page's keys on its way to host memory, as they are part of a packed page."""
+        exact = type not in self.pool.ends
+        keys = self.pool.storage[type][:, 0, page].clone() if exact else to_bytes(self._codes(type, page)[0])
+        return Landing([keys], beside=True)
 
     def unpack_keys(self, type: AttentionType, page: int, packed: torch.Tensor) -> None:
         """Write the keys of a page."""
@@ -120,7 +120,7 @@ class Paging:
         Codes keep the scales of their source. What is not read is undefined, or, among codes, the first token again:
         a scale is over a whole page, and what nobody reads must not widen it.
         """
-        tokens, storage = tokens.to(self.pool.device), self.pool.storage[type]
+        tokens, storage = upload(tokens, self.pool.device), self.pool.storage[type]
         if type not in self.pool.ends:
             storage[:, :, page, -len(tokens) :] = storage[:, :, source].index_select(2, tokens)
             return

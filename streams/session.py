@@ -12,19 +12,29 @@ from cache.spec import AttentionType
 from cache.tiers import Latents
 from errors import IntegrityError, TransactionError
 from kernels.attention import BlockTable
+from kernels.copies import Landing
 from models.prompt import Prompt
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Keys as they were first written, in host memory, and the slot they are encoded for.
+    """Keys as they were first written, in host memory or on their way there, and the slot they are encoded for.
 
-    Args:
-        keys: [layers, tokens, width], or of pages of codes [layers, bytes], see ``Paging``.
+    Copied from a GPU they stay in pinned memory, from which every later move copies them back.
     """
 
-    keys: torch.Tensor
+    landing: Landing
     slot: int
+
+    @property
+    def keys(self) -> torch.Tensor:
+        """[layers, tokens, width], or of pages of codes [layers, bytes], see ``Paging``; in host memory."""
+        return self.landing.wait()[0]
+
+    @property
+    def near(self) -> torch.Tensor:
+        """``keys``, on the device still if they are on their way."""
+        return self.landing.near()[0]
 
 
 @dataclass

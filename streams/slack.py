@@ -22,6 +22,8 @@ class RestoreConfig:
         lead: chunks before a return of a script from which on its scene is prefetched, and by how many at most a
             person's return may wait for it; 0 prefetches nothing.
         staging_bytes: host memory for what was prefetched, for all streams together.
+        leaving_bytes: of what leaves a GPU for the store, which are on their way while chunks are made; in its memory
+            and in pinned memory of the host.
         way_back: how it is predicted which way is sooner.
     """
 
@@ -31,6 +33,7 @@ class RestoreConfig:
     tries: int = 16
     lead: int = 4
     staging_bytes: int = 256 << 20
+    leaving_bytes: int = 2 << 30
     way_back: WayBackConfig = field(default_factory=WayBackConfig)
 
     def __post_init__(self) -> None:
@@ -39,7 +42,7 @@ class RestoreConfig:
         for name in ("least_s", "patience_s"):
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"restore.{name} is {getattr(self, name)}; expected seconds, 0 or more")
-        for name, least in (("tries", 1), ("lead", 0), ("staging_bytes", 0)):
+        for name, least in (("tries", 1), ("lead", 0), ("staging_bytes", 0), ("leaving_bytes", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"restore.{name} is {getattr(self, name)}; expected {least} or more")
 

@@ -12,6 +12,7 @@ from cache.records import parse_latents, parse_record, parse_tensor, plain_laten
 from cache.spec import TYPES, AttentionType
 from cache.state import dump
 from errors import LongtakeError, SnapshotCorrupt, SnapshotError, SnapshotMismatch
+from kernels.copies import Landing
 from models.prompt import Prompt
 from streams.durability import shelves
 from streams.engine import Engine
@@ -74,7 +75,7 @@ def resume(engine: Engine, data: bytes) -> Session:
             for chunk, plain in kept.items()
         ]
         for t, chunk, slot, keys in payload["origins"]:
-            session.origins[AttentionType(t), chunk] = Origin(parse_tensor(keys), slot)
+            session.origins[AttentionType(t), chunk] = Origin(Landing([parse_tensor(keys)]), slot)
     session.lease = engine.pool.open(engine.places)
     engine.adopt(session)
     try:

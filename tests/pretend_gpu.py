@@ -7,7 +7,7 @@ devices do not mix. A copy to the host that does not wait holds nonsense until i
 import functools
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from kernels.copies import floats_on_device, on_device
+from kernels.copies import _beside, floats_on_device, on_device
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 GPU = torch.device("cuda:0")
@@ -58,6 +58,9 @@ class OnGpu(torch.Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         raise RuntimeError(f"{func}: a tensor of the pretended GPU was used outside of it")
 
+    def record_stream(self, stream: object) -> None:
+        """Nothing is used anew before its copies have been made."""
+
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     def __repr__(self, *, tensor_contents: object = None) -> str:
@@ -77,25 +80,53 @@ class Event:
     """What was queued before it."""
 
     gpu: "PretendGpu"
-    copies: list[tuple[torch.Tensor, torch.Tensor]]
+    copies: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    number: int = 0
+
+    def record(self) -> None:
+        """Put it behind all that was queued."""
+        self.gpu.events += 1
+        self.number, self.copies = self.gpu.events, list(self.gpu.copies)
+
+    def query(self) -> bool:
+        """Whether the GPU has come so far; it comes no further than to what the host has waited for."""
+        if self.number <= self.gpu.reached:
+            self._land()
+        return self.number <= self.gpu.reached
 
     def synchronize(self) -> None:
         """Wait for it: what was copied is there now."""
         self.gpu.landings.append(Wait("event", _where()))
+        self.gpu.reached = max(self.gpu.reached, self.number)
+        self._land()
+
+    def elapsed_time(self, later: "Event") -> float:
+        """Milliseconds between the two."""
+        assert 0 < self.number < later.number <= self.gpu.reached
+        return float(later.number - self.number)
+
+    def _land(self) -> None:
         for target, source in self.copies:
-            target.copy_(source)
-            self.gpu.copies = [c for c in self.gpu.copies if c[0] is not target]
+            if any(c[0] is target for c in self.gpu.copies):
+                target.copy_(source)
+        landed = [target for target, _ in self.copies]
+        self.gpu.copies = [c for c in self.gpu.copies if not any(c[0] is target for target in landed)]
 
 
 @dataclass
 class Stream:
-    """The only one there is."""
+    """There may be several; the GPU does everything in the order in which it was queued."""
 
     gpu: "PretendGpu"
 
     def record_event(self) -> Event:
         """An event behind all that was queued."""
-        return Event(self.gpu, list(self.gpu.copies))
+        made = Event(self.gpu)
+        made.record()
+        return made
+
+    def wait_stream(self, other: "Stream") -> None:
+        """It does anyway."""
 
 
 @dataclass(eq=False)
@@ -106,6 +137,8 @@ class PretendGpu(TorchDispatchMode):
     landings: list[Wait] = field(default_factory=list)
     copies: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     pinned: dict[int, torch.Tensor] = field(default_factory=dict)
+    events: int = 0
+    reached: int = 0
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -202,10 +235,22 @@ class PretendGpu(TorchDispatchMode):
 def pretend_gpu() -> Iterator[PretendGpu]:
     """There is a GPU, as long as this lasts."""
     gpu = PretendGpu()
+
+    class Beside(Stream):
+        def __init__(self, device: object = None) -> None:
+            super().__init__(gpu)
+
+    class Timed(Event):
+        def __init__(self, enable_timing: bool = False) -> None:
+            super().__init__(gpu)
+
     replaced = {
         "_lazy_init": lambda: None,
         "current_stream": lambda device=None: Stream(gpu),
         "synchronize": gpu._synchronize,
+        "stream": lambda stream: nullcontext(),
+        "Stream": Beside,
+        "Event": Timed,
     }
     before = torch._C._only_lift_cpu_tensors()
     torch._C._set_only_lift_cpu_tensors(True)  # so that ``torch.tensor`` copies where it is seen
@@ -221,6 +266,7 @@ def pretend_gpu() -> Iterator[PretendGpu]:
 def _forget_tables() -> None:
     """Tables that are kept by the name of their device must not be taken for those of another."""
     on_device.cache_clear()
+    _beside.cache_clear()
     floats_on_device.cache_clear()
 
 

@@ -16,6 +16,7 @@ from cache.keep_set import Budgets
 from cache.plan import Cut, ReturnTo
 from cache.policies import HeavyHitter, SceneMemory
 from cache.policies.base import Policy
+from cache.positions import PositionConfig
 from cache.scenes import SceneConfig
 from cache.spec import Modality, PageFormat
 from kernels.launch import Launch
@@ -23,22 +24,35 @@ from models.backbone import Backbone, random_transformer
 from models.processors import CachedAttention
 from models.sampler import Schedule
 from models.shapes import ChunkGeometry
+from streams.durability import Durability
 from streams.engine import Chunk, Engine
 from streams.session import Session
 from tests.builders import SMALL_KEEP_SET, TINY, engine
 from tests.pretend_gpu import OnGpu, PretendGpu, move, pretend_gpu, unwrapped
 
+ACTS = 24
 WARM_UP, STEPS = 11, 6  # the keep-set is full by then, and an anchor makes room for a newer one within those
 SCENES, MASS = SceneMemory(Budgets.uniform(SMALL_KEEP_SET)), HeavyHitter.of(Budgets.uniform(SMALL_KEEP_SET))
 
 
-def running(policy: Policy = SCENES, pages: PageFormat = "exact", there: bool = True, impl: str = "torch") -> Engine:
+def running(
+    policy: Policy = SCENES,
+    pages: PageFormat = "exact",
+    there: bool = True,
+    impl: str = "torch",
+    durability: Durability = "none",
+    slots: int = 31,
+) -> Engine:
     """An engine of the smallest model; ``there``: on the GPU, which there must be."""
     transformer = random_transformer(seed=1, **TINY)
     geometry = ChunkGeometry.of_model(transformer.config, frames=1, height=32, width=32, fps=25)
     model = Backbone(move(transformer) if there else transformer, geometry)
-    cache = CacheConfig(drift=DriftConfig(warmup_chunks=2), scenes=SceneConfig(anchor_every=3))
-    return engine(model, policy, cache=cache, sessions=2, schedule=Schedule((1.0, 0.6)), pages=pages, impl=impl)
+    scenes, positions = SceneConfig(anchor_every=3), PositionConfig(slots)
+    cache = CacheConfig(drift=DriftConfig(warmup_chunks=2), scenes=scenes, positions=positions)
+    return engine(
+        model, policy, cache=cache, sessions=2, schedule=Schedule((1.0, 0.6)), pages=pages, impl=impl,
+        durability=durability,
+    )  # fmt: skip
 
 
 def warm(made: Engine, steps: int = WARM_UP) -> list[Session]:
@@ -98,29 +112,39 @@ def latents(chunks: list[Chunk]) -> list[torch.Tensor]:
 
 
 def played(made: Engine) -> list[torch.Tensor]:
-    """Two streams through a subject anchor, a cut with evictions to the store, and a return."""
+    """Two streams through a subject anchor, a cut with evictions to the store, returns, and epochs that move keys."""
     sessions = [made.open("a red ball", seed=1), made.open("a blue cone", seed=2)]
+    prompt = made.prompt("a green box")
     chunks = []
-    for step in range(16):
+    for step in range(ACTS):
         if step == 9:
-            prompt = made.prompt("a green box")
             made.direct(sessions[0], Cut("kitchen", prompt.key), prompt)
-        if step == 13:
-            made.direct(sessions[0], ReturnTo("opening"))
+        if step in (13, 19):
+            made.direct(sessions[0], ReturnTo("opening" if step == 13 else "kitchen"))
         chunks += made.step(sessions)
         if step == 4:
             harvest(made, sessions[0])
     made.check_integrity()
+    done = {line.action for line in sessions[0].manager.log}
+    assert done >= {"epoch", "evict", "restore", "subject"}
     return latents(chunks)
 
 
-def test_the_pretended_gpu_makes_the_chunks_of_the_host() -> None:
+@pytest.mark.parametrize("durability", ["none", "latents", "kv"])
+@pytest.mark.parametrize("pages", ["exact", "int8"])
+def test_what_leaves_and_comes_back_is_not_waited_for_and_the_chunks_are_those_of_the_host(
+    durability: Durability, pages: PageFormat
+) -> None:
     """So nothing that was copied without waiting is read before it is there, or written before it has gone."""
-    expected = played(running(there=False))
-    with pretend_gpu():
-        got = played(running())
+    expected = played(running(pages=pages, there=False, durability=durability, slots=11))
+    with pretend_gpu() as gpu:
+        made = running(pages=pages, durability=durability, slots=11)
+        gpu.forget()
+        got = played(made)
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, atol=0, rtol=0)
+    assert gpu.waits == []
+    assert len(gpu.landings) == ACTS
 
 
 def reads_a_number(x: torch.Tensor) -> None:

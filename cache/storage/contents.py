@@ -23,7 +23,8 @@ class _Content:
 class Contents:
     """Reference counts of tensors, found again by xxh3-128 and then compared byte by byte: a hash is not trusted.
 
-    Tensors must be in host memory and must not be written while they are held.
+    Tensors must be in host memory and must not be written while they are held. Of pinned memory, which is for what is
+    on its way, a copy is held.
     """
 
     bytes_held: int = 0
@@ -40,6 +41,7 @@ class Contents:
             digest = digest_of(tensor)
             known = self._held.get(self._by_digest.get(digest, -1))
             if known is None or not np.array_equal(raw(known.tensor), raw(tensor)):
+                tensor = tensor.clone() if tensor.is_pinned() else tensor
                 known = self._held[id(tensor)] = _Content(tensor, digest, 0)
                 self._by_digest.setdefault(digest, id(tensor))
                 self.bytes_held += tensor.nbytes
