@@ -1,6 +1,7 @@
 """Small models, engines and chunks for tests.
 
-``TEST_IMPL=triton`` in the environment runs any test of an engine on Triton's kernels, in Triton's interpreter;
+``TEST_IMPL=triton`` in the environment runs any test of an engine on Triton's kernels, in Triton's interpreter, and of
+the whole suite those of the cache (``tests/conftest.py``);
 ``TEST_PAGES=int8`` or ``fp8`` with pages of codes, where tests that compare pages or outputs to rounding do not hold.
 """
 
@@ -27,6 +28,7 @@ from streams.durability import Durability
 from streams.engine import Engine, EngineConfig
 from streams.session import Session
 from streams.slack import RestoreConfig
+from tests.interpreter import quicken
 
 LTX_2_0 = {"rope_type": "interleaved"}
 LTX_2_0_SPLIT = {"rope_type": "split"}
@@ -61,8 +63,15 @@ ODD = {
 TINY = {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 8, "audio_num_attention_heads": 2,
         "audio_attention_head_dim": 6, "cross_attention_dim": 16, "audio_cross_attention_dim": 12}  # fmt: skip
 IMPL = os.environ.get("TEST_IMPL", "torch")
+if IMPL == "triton":
+    quicken()
 PAGES = cast(PageFormat, os.environ.get("TEST_PAGES", "exact"))
 SMALL_KEEP_SET = RoleBudget(subject_anchor=1, scene_sink=1, scene_anchor=2, restored=2, recent=4)
+
+
+def examples(count: int) -> int:
+    """How many examples of a property are tried: ``count``, or few where each takes minutes."""
+    return count if IMPL == "torch" else 1 + count // 25
 
 
 def sharpen(transformer: Any, factor: float) -> None:

@@ -15,7 +15,9 @@ if not torch.cuda.is_available():
 os.environ.setdefault("RAY_worker_niceness", "0")
 torch.set_num_threads(1)
 settings.register_profile("longtake", deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-settings.load_profile("longtake")
+settings.register_profile("interpreted", settings.get_profile("longtake"), max_examples=4)
+INTERPRETED = os.environ.get("TEST_IMPL") == "triton"
+settings.load_profile("interpreted" if INTERPRETED else "longtake")
 
 # Files that take a minute or more, those that begin clusters and mostly wait beside those that compute: two processes
 # (``pytest -n 2 --dist loadfile``) take files in this order, and neither is left with a long one in the end.
@@ -26,7 +28,18 @@ LONGEST = (
 )  # fmt: skip
 
 
+# What is run with ``TEST_IMPL=triton``: every file whose tests have an engine keep, evict, move and bring back chunks.
+CACHE = (
+    "test_migration", "test_replay", "test_recovery", "test_invariants", "test_positions", "test_snapshot",
+    "test_returns", "test_pages", "test_scenes", "test_takefile", "test_store", "test_block_causal", "test_sampler",
+    "test_landing", "test_subject", "test_policies", "test_staging", "test_drift", "test_tiered_store",
+    "test_backbone", "test_budgets", "test_kernels_engine",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Longest files first."""
-    rank = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: rank.get(item.path.stem, len(LONGEST)))
+    rank = {name: place for place, name in enumerate(CACHE if INTERPRETED else LONGEST)}
+    if INTERPRETED:
+        items[:] = [item for item in items if item.path.stem in CACHE]
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))

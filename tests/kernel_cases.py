@@ -2,6 +2,10 @@
 
 import torch
 
+from tests.interpreter import quicken
+
+quicken()
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Of the largest number that comes out, by type. Sums are float32 throughout; bfloat16 has 8 bits, float16 has 11.
 # Triton's interpreter cuts bfloat16 off where a GPU rounds, which costs the last bit.

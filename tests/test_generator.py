@@ -700,3 +700,32 @@ def test_the_messages_to_a_viewer_that_left_without_a_word_end() -> None:
         return [message async for message in messages]
 
     run(test)
+
+
+def test_what_leaves_a_gpu_is_given_to_the_store_as_soon_as_nothing_else_is_to_be_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So that a session which is ahead of its viewers is not held up by a store that was not given its last chunk."""
+
+    class Leaving:
+        def __init__(self, tier: Any) -> None:
+            self.tier, self.leaving, self.settled = tier, False, 0
+
+        def settle(self) -> None:
+            self.settled, self.leaving = self.settled + 1, True  # a pass later something leaves
+
+        def drain(self) -> None:
+            self.leaving = False
+
+    async def test() -> None:
+        async with generator(Pace(lead=3)) as made:
+            leaving = Leaving(made.worker.engine.store)
+            monkeypatch.setattr(made.worker.engine, "departures", leaving)
+            await made.create("a", BALL)
+            await until(lambda: made.sessions["a"].next_chunk == 3)
+            await until(lambda: not leaving.leaving)
+            assert leaving.settled > 3
+            await made.stop("a")
+            monkeypatch.undo()
+
+    run(test)

@@ -22,7 +22,7 @@ from errors import PoolExhausted
 from models.backbone import random_transformer
 from models.sampler import denoise, noise
 from streams.stream import Stream
-from tests.builders import FAMILIES, PAGES, TINY, backbone, engine, poison, sharpen, visible
+from tests.builders import FAMILIES, PAGES, TINY, backbone, engine, examples, poison, sharpen, visible
 from tests.oracle import Replay
 
 # Of codes, several times what a stream of 36 chunks with cuts and returns showed: 0.015 and 0.08; see ``test_replay``.
@@ -208,7 +208,7 @@ class Tensors(RuleBasedStateMachine):
 
 
 TestTensors = Tensors.TestCase
-TestTensors.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+TestTensors.settings = settings(max_examples=examples(25), stateful_step_count=30, deadline=None)
 
 
 @given(st.lists(st.tuples(st.sampled_from(["lease", "end", "take", "drop", "share"]), st.integers(1, 5)), max_size=80))

@@ -19,7 +19,7 @@ from streams.durability import PUBLISHED, Durability, Footing, shelves
 from streams.engine import Engine
 from streams.recovery import forget_lost, published, recover
 from streams.stream import Stream
-from tests.builders import SMALL_KEEP_SET, backbone, engine
+from tests.builders import SMALL_KEEP_SET, backbone, engine, examples
 from tests.test_snapshot import equal, go_on, lived
 
 POSITIONS = [("pinned", "relocate"), ("following", "relocate"), ("pinned", "rebuild")]
@@ -151,7 +151,7 @@ def test_what_was_written_after_the_newest_acknowledged_commit_is_not_believed()
             assert torch.nn.functional.cosine_similarity(pages[0].flatten(), pages[1].flatten(), 0) > 0.9
 
 
-@settings(max_examples=12)
+@settings(max_examples=examples(12))
 @given(st.data())
 def test_whatever_the_store_lost_the_stream_goes_on_whole(data: st.DataObject) -> None:
     stream = lived(made(data.draw(st.sampled_from(["kv", "latents"]))))

@@ -20,7 +20,7 @@ from streams.engine import Engine
 from streams.recovery import forget_lost, recover
 from streams.slack import RestoreConfig, Slack
 from streams.stream import Stream
-from tests.builders import backbone, engine, poison
+from tests.builders import backbone, engine, examples, poison
 from tests.slow_tier import Delay, SlowTier, at_once, passes_take
 from tests.test_recovery import left
 from wire import seal, unseal
@@ -327,7 +327,7 @@ class Follower:
         assert digest(self.manager) == digest(self.stream.session.manager)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 @given(data=st.data())
 def test_whatever_comes_late_or_never_the_stream_goes_on_whole_and_books_elsewhere_agree(data: st.DataObject) -> None:
     tier = SlowTier(1 << 28)
