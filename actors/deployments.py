@@ -253,7 +253,7 @@ class GeneratorReplica:
             self._load(),
         )
         self.draining, self.orders = standing.draining, standing.orders
-        self.follower.follow(standing.orders)
+        self.follower.follow(standing.orders, standing.over)
         self.sites.names = standing.stores
         if self.sites.mirrors != standing.stores[:1]:
             await self.generator.loop.between(self.sites.mirror)

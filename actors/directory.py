@@ -23,6 +23,7 @@ DOUBT_S, SILENCE_S = 2 * BEAT_S, 10.0
 FIRST_S = 5 * BEAT_S  # a new directory has heard of everybody after that
 PROMISE_S = 60.0  # how long a place is kept for a session that does not turn up
 ORPHANS, ORPHAN_S = 4096, 86_400.0  # sessions without a generator that are remembered, and for how long
+END_AGAIN_S, ENDS = 600.0, 10  # how often a generator is asked to end one that is over, and how many are asked
 
 
 @dataclass
@@ -53,11 +54,15 @@ class Member:
 @dataclass(frozen=True)
 class Standing:
     """What a generator is told: whether it is drained, the restore stores of others, the one to mirror to first, and
-    what it is to do."""
+    what it is to do.
+
+    ``over``: a session that nobody came back to, and its owner; it is to be stopped, so that nothing of it is left.
+    """
 
     draining: bool
     stores: tuple[str, ...]
     orders: Orders = field(default_factory=Orders)
+    over: tuple[str, str] | None = None
 
 
 class SessionDirectory:
@@ -81,6 +86,7 @@ class SessionDirectory:
         self.members: dict[str, Member] = {}
         self.home: dict[str, str] = {}  # session → member
         self.orphans: dict[str, tuple[float, Mapping[str, Any]]] = {}  # since when, and described
+        self.ends: dict[str, tuple[float, int]] = {}  # orphans that are over: when somebody was asked, how often
         self.steering = Steering(silence_s)
 
     def report(
@@ -116,7 +122,8 @@ class SessionDirectory:
         self.members[member] = Member(capacity, now, actor, store, drains, identity, held, kept, load or Load())
         self._bury(now)
         self.steering.steer(now, self.members)
-        return Standing(self.members[member].draining, self._stores(store), self.steering.orders(member))
+        over = None if self.members[member].draining else self._over(now, identity)
+        return Standing(self.members[member].draining, self._stores(store), self.steering.orders(member), over)
 
     def stops(self, member: str) -> None:
         """Ray Serve no longer sends requests to a generator: it has ended, or gives its sessions away and ends."""
@@ -307,11 +314,26 @@ class SessionDirectory:
         return {name: {"capacity": m.capacity, "taken": m.taken} for name, m in self.members.items()}
 
     def _bury(self, now: float) -> None:
-        """Forget generators that are silent, and orphans that nobody asked for."""
+        """Forget generators that are silent."""
         for name in [n for n, m in self.members.items() if now - m.heard > self.silence_s]:
             self.bury(name)
-        for session in [s for s, (since, _) in self.orphans.items() if now - since > ORPHAN_S]:
-            del self.orphans[session]
+
+    def _over(self, now: float, identity: str) -> tuple[str, str] | None:
+        """An orphan that nobody asked for, to be ended by a generator that can go on with it; at last it is forgotten.
+
+        What it left in books, stores and vaults would stay for ever.
+        """
+        self.ends = {session: asked for session, asked in self.ends.items() if session in self.orphans}
+        for session, (since, described) in list(self.orphans.items()):
+            asked, times = self.ends.get(session, (float("-inf"), 0))
+            if now - since <= ORPHAN_S or now - asked <= END_AGAIN_S:
+                continue
+            if times == ENDS:
+                del self.orphans[session]
+            elif str(described.get("identity", "")) in ("", identity):
+                self.ends[session] = now, times + 1
+                return session, str(described.get("owner", ""))
+        return None
 
     def bury(self, member: str) -> None:
         """A generator has gone; its sessions are orphans."""

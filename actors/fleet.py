@@ -61,6 +61,9 @@ class ServeFleet(Fleet):
     async def take_over(self, session: str) -> str:
         return await self.backend.take_over(session)
 
+    async def stop(self, session: str, owner: str) -> None:
+        await self.backend.ask(session, owner, "stop")
+
     async def shelter(self, session: str, member: str) -> None:
         with told_plainly():
             await self.backend.of(member).shelter.remote(session)

@@ -1,4 +1,6 @@
-"""A generator does what the directory orders: it gives sessions away while they are watched, one after the other."""
+"""A generator does what the directory orders: it gives sessions away while they are watched, one after the other, and
+has those stopped that nobody came back to.
+"""
 
 import asyncio
 import logging
@@ -27,6 +29,7 @@ class Follower:
         self.mover, self.member, self.busy, self._one = mover, member, busy, leaving
         self.leaving = False
         self._task: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
         self._moves: dict[str, str] = {}
 
     @property
@@ -34,16 +37,28 @@ class Follower:
         """Whether nothing is being carried out."""
         return self._task is None or self._task.done()
 
-    def follow(self, orders: Orders) -> None:
-        """Take orders; those before are carried out first, but for moves once all sessions are to go."""
+    def follow(self, orders: Orders, over: tuple[str, str] | None = None) -> None:
+        """Take orders; those before are carried out first, but for moves once all sessions are to go.
+
+        ``over``: a session that is to be stopped, and its owner.
+        """
         self.leaving = orders.leave
         self._moves |= dict(orders.moves)
+        if over is not None and (self._ending is None or self._ending.done()):  # else the directory asks again
+            self._ending = asyncio.create_task(self._end(*over))
         if self.idle:
             if orders.leave and self.busy():
                 self._moves.clear()
                 self._task = asyncio.create_task(self._leave())
             elif self._moves:
                 self._task = asyncio.create_task(self._move())
+
+    async def _end(self, session: str, owner: str) -> None:
+        try:
+            await self.mover.fleet.stop(session, owner)
+            LOG.info("session that nobody came back to was stopped", extra={"session": session})
+        except LongtakeError as error:
+            LOG.warning("session could not be stopped", extra={"session": session, "reason": str(error)})
 
     async def _leave(self) -> None:
         """Give everything away; what has no place stays, and is tried again at the next order."""

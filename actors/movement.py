@@ -62,6 +62,10 @@ class Fleet(Protocol):
         """Have an orphan taken over where a place is reserved for it, or where there is one; returns where."""
         ...
 
+    async def stop(self, session: str, owner: str) -> None:
+        """End a session, wherever it is; an orphan is taken over first."""
+        ...
+
     async def shelter(self, session: str, member: str) -> None:
         """See ``Generator.shelter``."""
         ...

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.directory import BEAT_S, DOUBT_S, FIRST_S, SILENCE_S, SessionDirectory
+from actors.directory import BEAT_S, DOUBT_S, END_AGAIN_S, ENDS, FIRST_S, ORPHAN_S, SILENCE_S, SessionDirectory
 from actors.vault import HostVault
 from errors import NoCapacity, RecordLost, ServiceError, UnknownSession
 
@@ -251,6 +251,26 @@ def test_an_orphan_that_cannot_be_taken_over_now_stays_one_and_one_that_is_over_
     directory.desert("one")
     assert directory.rescue("one") == ("b", True)
     directory.desert("one")  # promised only: there is nothing to give away
-    now[0] = 2 * 86_400.0
-    directory.report("b", 1, [])
+    assert set(directory.orphans) == {"one"}
+
+
+def test_an_orphan_that_nobody_asks_for_is_ended_by_one_that_can_go_on_with_it_and_forgotten_at_last() -> None:
+    now = [0.0]
+    directory = SessionDirectory(silence_s=1e9, clock=lambda: now[0])
+    directory.report("a", 2, [{**held("one", owner="me")[0], "identity": "model"}], identity="model")
+    directory.desert("one")
+    now[0] = ORPHAN_S
+    assert directory.report("a", 2, [], identity="model").over is None
+    now[0] += 1.0
+    assert directory.report("b", 2, [], identity="another").over is None
+    directory.drain("a")
+    assert directory.report("a", 2, [], identity="model").over is None
+    directory.undrain("a")
+    for _ in range(ENDS):
+        assert directory.report("a", 2, [], identity="model").over == ("one", "me")
+        assert directory.report("a", 2, [], identity="model").over is None
+        assert directory.rescue("one") == ("a", True)
+        directory.unplace("one")
+        now[0] += 1.0 + END_AGAIN_S
+    assert directory.report("a", 2, [], identity="model").over is None
     assert not directory.orphans

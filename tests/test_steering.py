@@ -12,7 +12,7 @@ from actors.directory import SessionDirectory, Standing
 from actors.following import Follower
 from actors.movement import Mover
 from actors.steering import Load, Orders
-from errors import NoCapacity
+from errors import NoCapacity, UnknownSession
 from scaling.rules import Balance, Fleet, Rules
 from tests.service import run, until
 from tests.test_gateway import BALL
@@ -171,6 +171,31 @@ def test_the_autoscaler_is_told_the_newest_decision_and_keeps_what_it_has_while_
     assert generators_wanted(context)[0] == 2
     context.raw_metrics = {"sessions": {"a": []}}
     assert generators_wanted(context)[0] == 2
+
+
+@pytest.mark.parametrize("given_away", [False, True])
+def test_of_a_session_that_nobody_came_back_to_nothing_is_left(given_away: bool) -> None:
+    async def test() -> None:
+        async with town("kv") as made, gate(made) as (client, _):
+            made.settle("first")
+            session = (await client.create(BALL))["session"]
+            await seen(client, session, 8)
+            if given_away:
+                await made.hand_over(session)
+            await made.kill("first")
+            store = made.nodes[0].store
+            assert store is not None
+            assert store.statistics()["vault_streams" if given_away else "records"] > 0
+            made.settle("second")
+            follower = Follower(Mover(made), "second", lambda: False, asyncio.Lock())
+            follower.follow(Orders(), (session, ""))
+            await until(lambda: (store.statistics()["records"], store.statistics()["vault_streams"]) == (0, 0))
+            await until(lambda: made.ledger.service.statistics()["sessions"] == 0)
+            assert not made.directory.orphans
+            with pytest.raises(UnknownSession):
+                await client.inspect(session)
+
+    run(test)
 
 
 def test_a_generator_that_is_told_to_leave_moves_its_watched_sessions_and_they_miss_nothing() -> None:

@@ -246,6 +246,9 @@ class Town(House, Fleet):
             self._report(home)
         return home
 
+    async def stop(self, session: str, owner: str) -> None:
+        await self.ask(session, owner, "stop")
+
     async def shelter(self, session: str, member: str) -> None:
         await self.named[member].shelter(session)
 
