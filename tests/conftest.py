@@ -30,10 +30,10 @@ LONGEST = (
 
 # What is run with ``TEST_IMPL=triton``: every file whose tests have an engine keep, evict, move and bring back chunks.
 CACHE = (
-    "test_migration", "test_replay", "test_recovery", "test_invariants", "test_positions", "test_snapshot",
-    "test_returns", "test_pages", "test_scenes", "test_takefile", "test_store", "test_block_causal", "test_sampler",
-    "test_landing", "test_subject", "test_policies", "test_staging", "test_drift", "test_tiered_store",
-    "test_backbone", "test_budgets", "test_kernels_engine",
+    "test_kernels_engine", "test_block_causal", "test_budgets", "test_drift", "test_policies", "test_subject",
+    "test_store", "test_scenes", "test_pages", "test_replay", "test_invariants", "test_returns", "test_snapshot",
+    "test_sampler", "test_landing", "test_staging", "test_tiered_store", "test_backbone", "test_positions",
+    "test_takefile", "test_recovery", "test_migration",
 )  # fmt: skip
 
 
