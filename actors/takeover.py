@@ -50,9 +50,13 @@ def take_over(worker: Worker, session: str, statement: Statement) -> Taken:
     parse_order(statement.order)
     report = Continuity.parse(statement.aside)
     stream = worker.with_room(lambda: _stream(worker, session, statement, report))
-    chunks = published(worker.engine, stream.session, PUBLISHED)
-    decoder, begin, shown = primed(worker.codecs, chunks, stream.session.manager.next_chunk)
-    reel, owner = reel_of(worker, session, statement, stream, decoder, begin)
+    try:
+        chunks = published(worker.engine, stream.session, PUBLISHED)
+        decoder, begin, shown = primed(worker.codecs, chunks, stream.session.manager.next_chunk)
+        reel, owner = reel_of(worker, session, statement, stream, decoder, begin)
+    except BaseException:
+        stream.close()
+        raise
     last = reel.pieces == reel.ends_at
     notes = [Note(True, "", last and chunk is shown[-1], {}, key=True) for chunk in shown]
     return Taken(owner, [Stepped(chunk, note=note) for chunk, note in zip(shown, notes, strict=True)])

@@ -155,9 +155,10 @@ class Worker:
         """Begin a take.
 
         Raises:
-            BadMessage: the order is for another model or size.
+            BadMessage: the order is for another model or size, or there is a take of that name.
             NoCapacity: the pool is full; nothing was changed.
         """
+        self._require_new(session)
         for what, asked, mine in (("model", order.model, self.model), ("size", order.size, self.size)):
             if asked not in ("", mine):
                 raise BadMessage(f"{what} is {asked!r}; this service has {mine!r}")
@@ -172,7 +173,8 @@ class Worker:
         self.reels[session] = Reel(session, self.codecs, stream, decoder, encoder, packed, director, order.subject)
 
     def fork(self, session: str, child: str, seed: int | None) -> None:
-        """A second take with the same past; raises ``NoCapacity``."""
+        """A second take with the same past; raises ``NoCapacity``, and ``BadMessage`` if there is one of that name."""
+        self._require_new(child)
         self.settle()
         parent = self.reel(session)
         stream = self.with_room(lambda: parent.on.fork(seed))
@@ -189,13 +191,12 @@ class Worker:
             NoCapacity: the vault is full; the stream is as before.
         """
         reel = self.reel(session)
+        if reel.stream is not None:
+            away = Away(reel.inspect(), self.statement(session), reel.stream.session.manager.recorder)
+            self.vault.put(session, reel.stream.snapshot())
+            reel.stream.close()
+            reel.stream, reel.away = None, away
         reel.held = held
-        if reel.stream is None:
-            return
-        away = Away(reel.inspect(), self.statement(session), reel.stream.session.manager.recorder)
-        self.vault.put(session, reel.stream.snapshot())
-        reel.stream.close()
-        reel.stream, reel.away = None, away
 
     def bring_back(self, session: str) -> None:
         """The stream as it was put away, bit for bit. Idempotent; raises ``NoCapacity`` if the pool is full."""
@@ -346,6 +347,10 @@ class Worker:
         if session not in self.reels:
             raise UnknownSession(f"no session {session!r} in this generator")
         return self.reels[session]
+
+    def _require_new(self, session: str) -> None:
+        if session in self.reels:
+            raise BadMessage(f"session {session!r} exists already")
 
     def with_room(self, make: Callable[[], T]) -> T:
         """A stream, or room for one, for which there must be a place; raises ``NoCapacity``."""

@@ -19,6 +19,7 @@ from actors.metrics import Tally
 from actors.order import Order
 from actors.pace import Pace
 from actors.reel import Glimpse, notable
+from actors.vault import HostVault
 from actors.worker import Direction
 from cache.decisions import DecisionLog
 from errors import (
@@ -454,6 +455,34 @@ def test_a_fork_has_the_same_past_and_its_own_future() -> None:
             await made.fork("a", "last")
             with pytest.raises(NoCapacity):
                 await made.fork("a", "one too many")
+
+    run(test)
+
+
+def test_of_two_that_fork_or_create_under_one_name_at_once_one_is_refused_and_leaves_nothing() -> None:
+    async def test() -> None:
+        async with generator() as made:
+            await made.create("a", BALL)
+            for calls in ([made.fork("a", "b"), made.fork("a", "b")], [made.create("c", RING), made.create("c", BALL)]):
+                done = await asyncio.gather(*calls, return_exceptions=True)
+                assert [type(one) for one in done] == [dict, BadMessage]
+            await take(made, "b", 4)
+            await take(made, "c", 4)
+            assert set(made.worker.reels) == {"a", "b", "c"}
+            assert len(made.worker.engine.sessions) == 3
+
+    run(test)
+
+
+def test_a_session_for_which_the_vault_has_no_room_goes_on_and_is_nobody_s_pause() -> None:
+    async def test() -> None:
+        async with generator(vault=HostVault(0)) as made:
+            await made.create("a", BALL)
+            with pytest.raises(NoCapacity, match="put away"):
+                await made.pause("a")
+            assert not made.worker.reels["a"].held
+            assert made.sessions["a"].state is State.RUNNING
+            await take(made, "a", 4)
 
     run(test)
 

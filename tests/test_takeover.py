@@ -6,10 +6,12 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 
+from actors import takeover
 from actors.bookkeeping import OwnLedger
 from actors.generator import Generator
 from actors.order import Order, pack_order, parse_order
@@ -263,6 +265,26 @@ def test_a_takeover_that_the_books_refused_or_left_in_doubt_costs_nothing(error:
             for chunk in range(12):
                 assert torch.equal(shared.latents["a"][chunk], shared.latents["whole"][chunk]), chunk
             second.worker.engine.check_integrity()
+            await second.stop("a")
+            assert not shared.tier.sessions()
+
+    run(test)
+
+
+def test_a_takeover_that_breaks_off_in_the_midst_gives_everything_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with house("kv") as shared:
+            first, second = shared.generator(), shared.generator()
+            await first.create("a", BALL)
+            await take(first, "a", 7)
+            await die(first)
+            with monkeypatch.context() as broken:
+                broken.setattr(takeover, "primed", Mock(side_effect=SnapshotCorrupt("a decoder that cannot go on")))
+                with pytest.raises(SnapshotCorrupt):
+                    await second.take_over("a")
+            assert not second.worker.engine.sessions
+            await second.take_over("a")
+            await take(second, "a", 3, after=6)
             await second.stop("a")
             assert not shared.tier.sessions()
 
