@@ -137,6 +137,7 @@ def _keeping(settings: Settings, pages: Format | None) -> Keeping:
         slots=service.staging.slots,
         slot_bytes=service.staging.slot_bytes,
         prefetch_bytes=engine.restore.staging_bytes,
+        leaving_bytes=engine.restore.leaving_bytes,
         position_slots=engine.cache.positions.slots,
     )
 

@@ -148,9 +148,16 @@ def _device(question: Question, needs: StoreNeeds, sessions: int) -> list[tuple[
         ("driver and libraries", question.machine.context_bytes),
         ("prompts", assumed(prompts, "prompts of all scenes, at most the cache's bound")),
         ("passes", assumed(rows * WIDTHS * (video + audio) * model.element_bytes, f"{WIDTHS} widths of a token")),
+        ("leaving for the store", _leaving(question, needs, sessions)),
         ("pool", computed(sessions * question.session().total)),
         ("latents kept", computed(sessions * kept * model.latents_bytes)),
     ]
+
+
+def _leaving(question: Question, needs: StoreNeeds, sessions: int) -> Figure:
+    """What is on its way from device to host at most: scenes that are left, up to the bound."""
+    most = sessions * needs.scene_bytes.value
+    return derived(min(float(question.keeping.leaving_bytes), most), (needs.scene_bytes,))
 
 
 def _host(question: Question, needs: StoreNeeds, sessions: int) -> list[tuple[str, Figure]]:
@@ -160,6 +167,7 @@ def _host(question: Question, needs: StoreNeeds, sessions: int) -> list[tuple[st
     return [
         ("slots to the store", computed(keeping.slots * slots)),
         ("prefetched", computed(prefetch)),
+        ("leaving the device", _leaving(question, needs, sessions)),
         ("keys as first written", _times(sessions, needs.moved)),
         ("records", _times(sessions, needs.hot)),
         ("put away", derived(sessions * demand.away * needs.away.value, (needs.away, assumed(1.0)))),

@@ -67,7 +67,8 @@ class Keeping:
         passes, first_passes: denoising passes of a chunk, and of the first of a scene.
         batch: most sessions in one step.
         text_bytes: bound of the keys and values of prompts.
-        slots, slot_bytes: through which chunks go to the store; prefetch_bytes: for what is to come back.
+        slots, slot_bytes: through which chunks go to the store; prefetch_bytes: for what is to come back;
+            leaving_bytes: bound of what is on its way out of the device, there and in pinned memory of the host.
         position_slots: on the time axis, which bound all keep-sets.
     """
 
@@ -86,6 +87,7 @@ class Keeping:
     slots: int = 8
     slot_bytes: int = 8 << 20
     prefetch_bytes: int = 256 << 20
+    leaving_bytes: int = 2 << 30
     position_slots: int = 31
 
 
