@@ -81,18 +81,18 @@ def sharpen(transformer: Any, factor: float) -> None:
             parameter.data.mul_(factor)
 
 
+def architecture(family: str, **extra: Any) -> dict[str, Any]:
+    """A configuration of a family. Where every chunk takes seconds it has one layer, unless sizes are asked for."""
+    return {**FAMILIES[family], **(extra or (TINY if IMPL == "triton" else {}))}
+
+
 @cache
 def backbone(
     family: str = "ltx-2.0-split", height: int = 64, width: int = 96, frames: int = 2, **extra: Any
 ) -> Backbone:
-    """A small random model; ``factor`` scales queries and keys each (6 makes random attention peaked).
-
-    Where every chunk takes seconds it has one layer of two heads, unless a test asks for sizes of its own.
-    """
+    """A small random model; ``factor`` scales queries and keys each (6 makes random attention peaked)."""
     factor = extra.pop("factor", 2.0)
-    if IMPL == "triton" and not extra:
-        extra = dict(TINY)
-    transformer = random_transformer(seed=1, **{**FAMILIES[family], **extra})
+    transformer = random_transformer(seed=1, **architecture(family, **extra))
     sharpen(transformer, factor)
     geometry = ChunkGeometry.of_model(transformer.config, frames=frames, height=height, width=width, fps=25)
     return Backbone(transformer, geometry)

@@ -9,7 +9,7 @@ from cache.keep_set import Budgets, RoleBudget
 from cache.policies import SinkRecent, SlidingWindow
 from cache.spec import AttentionType
 from models.backbone import random_transformer
-from tests.builders import FAMILIES, backbone, engine, kept, latents, poison, sharpen, teacher_force
+from tests.builders import FAMILIES, architecture, backbone, engine, kept, latents, poison, sharpen, teacher_force
 from tests.oracle import Masked
 
 TOLERANCE = 1e-5
@@ -18,7 +18,7 @@ SIGMA = 0.7
 
 def unmodified(family: str, **extra: object) -> object:
     """The same weights in a model that was never touched."""
-    transformer = random_transformer(seed=1, **{**FAMILIES[family], **extra})
+    transformer = random_transformer(seed=1, **architecture(family, **extra))
     sharpen(transformer, 2.0)
     return transformer.eval()
 

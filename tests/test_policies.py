@@ -16,7 +16,7 @@ from cache.spec import TYPES, AttentionType
 from cache.tiers import NOTHING
 from models.backbone import random_transformer
 from streams.stream import Stream
-from tests.builders import FAMILIES, SMALL_KEEP_SET, backbone, engine, kept, sharpen, visible
+from tests.builders import SMALL_KEEP_SET, architecture, backbone, engine, kept, sharpen, visible
 from tests.oracle import Replay
 
 
@@ -127,7 +127,7 @@ def test_heavy_hitters_equal_those_of_dense_accumulated_attention() -> None:
     budget = RoleBudget(subject_anchor=0, scene_sink=0, scene_anchor=3, restored=0, recent=3)
     made = engine(model, HeavyHitter(Budgets.uniform(budget)), cache=CacheConfig(mass_decay=decay))
     stream = Stream.open(made, "a ball", seed=2)
-    transformer = random_transformer(seed=1, **FAMILIES[family])
+    transformer = random_transformer(seed=1, **architecture(family))
     sharpen(transformer, factor)
     replay = Replay(transformer.eval(), model.geometry)
     totals: dict[int, float] = {}

@@ -19,7 +19,7 @@ from models.backbone import Backbone, random_transformer
 from models.sampler import denoise, noise
 from streams.engine import Chunk, Engine
 from streams.stream import Stream
-from tests.builders import FAMILIES, SMALL_KEEP_SET, backbone, engine, poison, sharpen, visible
+from tests.builders import FAMILIES, SMALL_KEEP_SET, architecture, backbone, engine, poison, sharpen, visible
 from tests.oracle import Replay
 
 # Against a replay with exact history. Of codes, three times what was measured over 24 chunks, a cut and a return: 0.014
@@ -36,7 +36,7 @@ SCENES = SceneConfig(anchor_every=3, sink_chunks=2)
 
 
 def replay_of(model: Backbone, family: str, factor: float) -> Replay:
-    transformer = random_transformer(seed=1, **FAMILIES[family])
+    transformer = random_transformer(seed=1, **architecture(family))
     sharpen(transformer, factor)
     return Replay(transformer.eval(), model.geometry)
 
