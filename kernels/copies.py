@@ -50,23 +50,24 @@ class Landing:
                     source.record_stream(stream)
             self._landed = stream.record_event()
 
-    @property
     def here(self) -> bool:
-        """Whether ``wait`` would not wait."""
-        return self._landed is None or self._landed.query()
+        """Whether ``wait`` would not wait; then ``sources`` are let go."""
+        if self._landed is not None and self._landed.query():
+            self._landed, self._sources = None, self._found
+        return self._landed is None
 
     def near(self) -> list[torch.Tensor]:
         """Where nobody has to wait: what was copied if it is there, else ``sources``, which nobody has written then."""
-        return self.wait() if self.here else self._sources
+        return self._found if self.here() else self._sources
 
     def wait(self) -> list[torch.Tensor]:
         """What was copied, once it is there: here the host waits for the device, and nowhere else in a step.
 
         It is pinned memory, which is scarce: what is to be kept is copied once more.
         """
-        if not self.here and self._landed is not None:
+        if not self.here() and self._landed is not None:
             self._landed.synchronize()
-        self._landed, self._sources = None, self._found
+            self._landed, self._sources = None, self._found
         return self._found
 
 

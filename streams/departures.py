@@ -74,7 +74,7 @@ class Departures(RestoreTier):
 
     def settle(self) -> None:
         """Give the store what has landed, without waiting."""
-        while self._leaving and self._leaving[0].landing.here:
+        while self._leaving and self._leaving[0].landing.here():
             self._give()
 
     def drain(self) -> None:

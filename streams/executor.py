@@ -54,6 +54,7 @@ class Executor:
         reused only after its copy has landed. What goes without a copy goes first, so that there is room to fetch into.
         """
         begun = self.clock()
+        session.settle()
         predicted_s = self._explain(session)
         offloads = [eviction for eviction in plan.evictions if self._offloads(session, eviction)]
         for eviction in plan.evictions:

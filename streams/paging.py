@@ -75,7 +75,9 @@ class Paging:
 
     def put_keys(self, type: AttentionType, page: int, packed: torch.Tensor | None) -> Landing:
         """A copy of the keys of what ``put`` has written, as ``pack_keys``."""
-        return self.pack_keys(type, page) if packed is None else Landing([self.keys_of(type, packed).clone()])
+        if packed is None:
+            return self.pack_keys(type, page)
+        return Landing([self.keys_of(type, packed).clone()], beside=True)
 
     def pack_keys(self, type: AttentionType, page: int) -> Landing:
         """A copy of a page's keys on its way to host memory, as they are part of a packed page."""

@@ -90,6 +90,11 @@ class Session:
             self.ahead.written.pop((type, chunk), None)
             self.ahead.renewed[chunk] = self.manager.recorder.noted
 
+    def settle(self) -> None:
+        """Let go of what has landed of keys on their way to host memory: a device has room for pages only."""
+        for origin in self.origins.values():
+            origin.landing.here()
+
     @property
     def prompt(self) -> Prompt:
         """The prompt of the scene on air."""

@@ -147,6 +147,22 @@ def test_what_leaves_and_comes_back_is_not_waited_for_and_the_chunks_are_those_o
     assert len(gpu.landings) == ACTS
 
 
+def test_keys_that_have_landed_leave_no_copy_on_the_device() -> None:
+    with pretend_gpu() as gpu:
+        made = running(slots=11)
+        session = made.open("a red ball", seed=1)
+        steps = 0
+        while not session.origins:
+            steps += 1
+            made.step([session])
+        assert any(isinstance(origin.near, OnGpu) for origin in session.origins.values())
+        first = list(session.origins.values())
+        for _ in range(2):
+            made.step([session])
+        assert not any(isinstance(x, OnGpu) for origin in first for x in origin.landing._sources)
+        assert len(gpu.landings) == steps + 2
+
+
 def reads_a_number(x: torch.Tensor) -> None:
     x.abs().max().item()
 
