@@ -22,7 +22,7 @@ from tests.test_gateway import BALL
 from tests.test_generator import media_of, of
 from tests.town import Town, refuse, town
 
-CHUNKS = 30
+CHUNKS = 24
 
 
 class Watched:
@@ -73,8 +73,8 @@ class Watched:
             told = node.store.statistics()
             assert (told["records"], told["vault_streams"]) == (0, 0), told
         for one in self.made.built:
-            assert not one.migration.precopy.coming
-            assert not one.migration.precopy.came
+            await until(lambda one=one: not one.migration.precopy.coming)  # type: ignore[misc]
+            await until(lambda one=one: not one.migration.precopy.came)  # type: ignore[misc]
             assert not sum(one.worker.engine.pool.statistics().leased_bytes.values())
 
 

@@ -23,7 +23,7 @@ pytest.importorskip("ray")
 
 BALL = "a red ball bouncing in a blue room"
 TAKE = [{"prompt": BALL, "duration": 1.28}]  # two chunks
-SESSIONS, ROUNDS = 20, 3
+SESSIONS, ROUNDS = 20, 2
 LEAD = 60  # chunks, of 85 kB at CRF 1
 STALL_S = 10.0
 # Of all processes, and of each. A generator's allocator keeps up to 240 MB, which come and go over a thousand sessions.
