@@ -64,7 +64,10 @@ TINY = {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 8, "aud
         "audio_attention_head_dim": 6, "cross_attention_dim": 16, "audio_cross_attention_dim": 12}  # fmt: skip
 IMPL = os.environ.get("TEST_IMPL", "torch")
 if IMPL == "triton":
+    from kernels import attention_triton
+
     quicken()
+    attention_triton.PROCESSORS = 4  # few programs share the pages of a row, as each costs its beginning
 PAGES = cast(PageFormat, os.environ.get("TEST_PAGES", "exact"))
 SMALL_KEEP_SET = RoleBudget(subject_anchor=1, scene_sink=1, scene_anchor=2, restored=2, recent=4)
 
