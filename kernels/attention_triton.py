@@ -14,18 +14,15 @@ import triton
 import triton.language as tl
 
 from kernels.attention import BlockTable, Own
-from kernels.configurations import LARGEST_HEAD, PROCESSORS, attention_tiles, splits
+from kernels.attention_checks import check_own, check_reads, check_scales, codes_of
+from kernels.configurations import PROCESSORS, attention_tiles, splits
 from kernels.copies import floats_on_device, on_device
 from kernels.launch import (
     Launch,
     power_of_two,
-    require,
-    require_pages,
-    require_rows,
 )
 from kernels.quantised import LARGEST, KeyPages, QuantisedKeys, QuantisedValues, ValuePages
 
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 LOG2_E = math.log2(math.e)
 
 
@@ -270,13 +267,13 @@ def prepare(
     Raises:
         ValueError: a shape, type, stride or page number with which the kernel would read what it must not.
     """
-    keys, values = _codes(key_pages), _codes(value_pages)
-    _check(query, keys, values, tables, heads)
-    _check_scales(key_pages, value_pages)
+    keys, values = codes_of(key_pages), codes_of(value_pages)
+    check_reads(query, keys, values, tables, heads)
+    check_scales(key_pages, value_pages)
     rows, queries, width = query.shape
     head, device, first = width // heads, query.device, 0 if own is None else 1
     if own is not None:
-        _check_own(own, query, keys)
+        check_own(own, query, keys)
     read = [_Reads.of(table, None if own is None else own.at(i, table)) for i, table in enumerate(tables)]
     tiles = attention_tiles(head, queries, query.dtype, keys.dtype in LARGEST)
     longest = max(len(table.pages) for table in read)
@@ -342,7 +339,7 @@ def _launch(
     page_lse: torch.Tensor | None,
 ) -> Launch:
     """Attention over the pages of ``tables``, ``each`` of them to a part, into ``partial``, or ``out`` if it is all."""
-    keys, values = _codes(key_pages), _codes(value_pages)
+    keys, values = codes_of(key_pages), codes_of(value_pages)
     rows, queries, width = query.shape
     head, tokens, device = width // heads, keys.shape[1], query.device
     tiles = attention_tiles(head, queries, query.dtype, keys.dtype in LARGEST)
@@ -386,10 +383,6 @@ def _launch(
     return Launch(_attend, grid, arguments, tiles.warps, tiles.stages)
 
 
-def _codes(pages: KeyPages | ValuePages) -> torch.Tensor:
-    return pages if isinstance(pages, torch.Tensor) else pages.codes
-
-
 def _scales(keys: KeyPages, values: ValuePages) -> dict[str, torch.Tensor | None]:
     if isinstance(keys, QuantisedKeys) and isinstance(values, QuantisedValues):
         return {"key_scale": keys.scale, "key_zero": keys.zero, "value_scale": values.scale}
@@ -405,51 +398,3 @@ def _processors(device: torch.device) -> int:
     if device.type != "cuda":
         return PROCESSORS
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
-
-
-def _check(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tables: Sequence[BlockTable], heads: int
-) -> None:
-    for name, x in (("query", query), ("key_pages", keys), ("value_pages", values)):
-        require_rows(name, x, 3)
-    rows, queries, width = query.shape
-    require(queries > 0, f"query has shape {tuple(query.shape)}; expected one or more queries")
-    require(keys.shape == values.shape, f"keys are {tuple(keys.shape)} but values {tuple(values.shape)}")
-    require(keys.shape[2] == width, f"query has width {width} but pages {keys.shape[2]}")
-    require(heads > 0 and width % heads == 0, f"width {width} does not divide into {heads} heads")
-    require(width // heads <= LARGEST_HEAD, f"heads have {width // heads} elements; expected {LARGEST_HEAD} at most")
-    require(query.dtype in DTYPES, f"query is {query.dtype}; expected one of {', '.join(map(str, DTYPES))}")
-    stored = (query.dtype, *LARGEST)
-    require(
-        keys.dtype == values.dtype and keys.dtype in stored,
-        f"keys are {keys.dtype} and values {values.dtype}; expected the same, of {', '.join(map(str, stored))}",
-    )
-    require(len(tables) == rows, f"{len(tables)} block tables for {rows} rows; expected one each")
-    for table in tables:
-        require_pages(table.pages, keys.shape[0])
-        require(table.skip_tokens < keys.shape[1], f"{table.skip_tokens} of {keys.shape[1]} tokens skipped")
-
-
-def _check_own(own: Own, query: torch.Tensor, keys: torch.Tensor) -> None:
-    expected = (query.shape[0], *keys.shape[1:])
-    for name, x in (("own keys", own.keys), ("own values", own.values)):
-        require_rows(name, x, 3)
-        fits = x.shape == expected and x.dtype == query.dtype
-        require(fits, f"{name} are {tuple(x.shape)} {x.dtype}; expected {expected} {query.dtype}")
-    require(len(own.pages) == len(query), f"{len(own.pages)} own pages for {len(query)} rows; expected one each")
-
-
-def _check_scales(keys: KeyPages, values: ValuePages) -> None:
-    quantised = isinstance(keys, QuantisedKeys), isinstance(values, QuantisedValues)
-    require(quantised[0] == quantised[1], "keys or values are codes, but not both; expected both or neither")
-    if isinstance(keys, QuantisedKeys) and isinstance(values, QuantisedValues):
-        pages, tokens, width = keys.codes.shape
-        for name, ends, shape in (
-            ("scale of keys", keys.scale, (pages, width)),
-            ("zero of keys", keys.zero, (pages, width)),
-            ("scale of values", values.scale, (pages, tokens)),
-        ):
-            fits = ends.shape == shape and ends.dtype == torch.float32 and ends.is_contiguous()
-            require(fits, f"{name} is {tuple(ends.shape)} {ends.dtype}; expected {shape} float32, contiguous")
-    else:
-        require(_codes(keys).dtype not in LARGEST, f"pages are {_codes(keys).dtype} without scales")
