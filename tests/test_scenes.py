@@ -14,7 +14,7 @@ from cache.spec import TYPES, Modality
 from errors import SceneExists, StreamError, UnknownScene
 from streams.batch import Batch
 from streams.stream import Stream
-from tests.builders import engine, teacher_force
+from tests.builders import backbone, engine, teacher_force
 
 
 def opened(**options: object) -> Stream:
@@ -126,13 +126,14 @@ def test_a_record_that_vanishes_between_plan_and_fetch_is_given_up_without_a_sta
 
 
 def test_the_host_tier_is_bounded_and_degrades_in_the_stated_order() -> None:
-    stream = opened(host_bytes=200_000)
+    room = 5 * sum(spec.bytes_per_chunk for spec in backbone().specs().values())
+    stream = opened(host_bytes=room)
     for i in range(6):
         stream.take(7)
         stream.cut(f"scene {i}", "a place")
         stream.engine.tier.check_integrity()
     statistics = stream.engine.tier.statistics()
-    assert statistics.bytes_held <= 200_000
+    assert statistics.bytes_held <= room
     assert statistics.dropped_key_values > 0
 
 

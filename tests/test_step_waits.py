@@ -130,8 +130,9 @@ def played(made: Engine) -> list[torch.Tensor]:
     return latents(chunks)
 
 
-@pytest.mark.parametrize("durability", ["none", "latents", "kv"])
-@pytest.mark.parametrize("pages", ["exact", "int8"])
+@pytest.mark.parametrize(
+    ("durability", "pages"), [("none", "exact"), ("latents", "int8"), ("kv", "exact"), ("kv", "int8")]
+)
 def test_what_leaves_and_comes_back_is_not_waited_for_and_the_chunks_are_those_of_the_host(
     durability: Durability, pages: PageFormat
 ) -> None:
