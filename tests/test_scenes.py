@@ -14,7 +14,7 @@ from cache.spec import TYPES, Modality
 from errors import SceneExists, StreamError, UnknownScene
 from streams.batch import Batch
 from streams.stream import Stream
-from tests.builders import backbone, engine, teacher_force
+from tests.builders import TINY, backbone, engine, teacher_force
 
 
 def opened(**options: object) -> Stream:
@@ -210,9 +210,10 @@ def test_reading_is_one_view_without_copies_in_the_steady_state() -> None:
 
 
 def test_a_prompt_switch_takes_effect_and_keeps_or_encodes_the_history_as_asked() -> None:
+    model = backbone(**{**TINY, "num_layers": 2})  # what the first layer attends to does not know the prompt yet
     takes = {}
     for mode in ("keep", "recache", "cut"):
-        stream = opened()
+        stream = opened(model=model)
         stream.take(6)
         page = stream.engine.pool.storage[TYPES[0]].view(torch.int32).clone()  # bits: unused pages may hold NaN
         sink = stream.keep_set()["video_self"]["scene_sink"]
@@ -225,7 +226,7 @@ def test_a_prompt_switch_takes_effect_and_keeps_or_encodes_the_history_as_asked(
         takes[mode] = stream.next().video
         stream.take(3)
         stream.engine.check_integrity()
-    stream = opened()
+    stream = opened(model=model)
     stream.take(6)
     takes["unchanged"] = stream.next().video
     values = list(takes.values())
