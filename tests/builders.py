@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, cast
 
+import numpy as np
 import torch
 
 from cache.books import CacheConfig
@@ -67,6 +68,7 @@ if IMPL == "triton":
     from kernels import attention_triton
 
     quicken()
+    np.seterr(invalid="ignore", over="ignore")  # what nobody reads of an anchor's page is turned with the rest of it
     attention_triton.PROCESSORS = 4  # few programs share the pages of a row, as each costs its beginning
 PAGES = cast(PageFormat, os.environ.get("TEST_PAGES", "exact"))
 SMALL_KEEP_SET = RoleBudget(subject_anchor=1, scene_sink=1, scene_anchor=2, restored=2, recent=4)
