@@ -14,7 +14,7 @@ from models.prompt import Prompt, hashed_prompt
 from models.shapes import ChunkGeometry
 from models.text_cache import TextCache, TextEntry
 from streams.stream import Stream
-from tests.builders import FAMILIES, backbone, engine
+from tests.builders import FAMILIES, architecture, backbone, engine
 
 
 def test_a_folder_a_pipeline_folder_and_a_single_file_give_the_same_model(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_the_transformer_refuses_to_run_outside_of_its_backbone() -> None:
 def test_half_precision_streams_stay_finite_and_near_float32(family: str, dtype: torch.dtype) -> None:
     """One chunk in half precision against float32: rounding only (random weights, relative to the latents' spread)."""
     exact = Stream.open(engine(backbone(family)), "a ball", seed=1)
-    transformer = random_transformer(seed=1, **FAMILIES[family]).to(dtype)
+    transformer = random_transformer(seed=1, **architecture(family)).to(dtype)
     for name, parameter in transformer.named_parameters():
         if name.endswith(("norm_q.weight", "norm_k.weight")):
             parameter.data.mul_(2.0)

@@ -107,7 +107,7 @@ def test_what_is_not_back_in_time_is_encoded_from_its_latents_and_the_log_says_s
 
 
 def test_the_way_that_is_predicted_sooner_is_taken_without_trying_the_other() -> None:
-    slow = RestoreConfig(way_back=WayBackConfig(elsewhere_bytes_s=1e5)).way_back
+    slow = RestoreConfig(way_back=WayBackConfig(elsewhere_bytes_s=1e4)).way_back
     with away(late(TYPES, None), restore={"way_back": slow}) as (stream, tier):
         assert goes_back(stream, tier) == pytest.approx(4 * PASS_S)
         lines = said(stream)
