@@ -148,7 +148,7 @@ class Migration:
     async def confirmed(self, session: str) -> None:
         """Whoever had a session has let it go: what it left in the stores is forgotten. Again is no error."""
         if session in self._awaited:
-            self._known(session)
+            self._no_longer_awaited(session)
             await self.loop.between(self.precopy.forget, session)
 
     async def drop(self, session: str) -> None:
@@ -165,7 +165,7 @@ class Migration:
                 return
             except (FencedOff, UnknownSession):  # it may have found out by itself meanwhile
                 await self.loop.give_away(live, whole=True)
-        self._known(session)
+        self._no_longer_awaited(session)
         await self.loop.between(self.precopy.drop, session)
 
     # -- inside
@@ -195,8 +195,8 @@ class Migration:
         """Keep what has come of a session for ``AWAITED_S`` from now."""
         self._again(self._awaited, session, AWAITED_S, self._given_up)
 
-    def _known(self, session: str) -> None:
-        """What became of a session that was awaited."""
+    def _no_longer_awaited(self, session: str) -> None:
+        """It is known what became of a session."""
         timer = self._awaited.pop(session, None)
         if timer is not None:
             timer.cancel()

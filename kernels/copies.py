@@ -97,13 +97,6 @@ class Lap:
         return begun.elapsed_time(ended) / 1e3 if ended.query() else None
 
 
-def on_host(sources: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Copies in ordinary host memory, when they are there; or ``sources`` themselves if they are."""
-    landing = Landing(sources)
-    found = landing.wait()
-    return found if found[0] is sources[0] else [x.clone() for x in found]
-
-
 @lru_cache(maxsize=1024)
 def on_device(rows: Table, device: torch.device) -> torch.Tensor:
     """``rows`` as int32 [rows, longest] on ``device``, filled up with zeros.

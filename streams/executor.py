@@ -126,9 +126,10 @@ class Executor:
         use = session.page if held else partial(self.pool.claim, session.lease)
         page = use(restoration.type, restoration.place)
         packed = self.paging.put(restoration.type, page, payload)
-        keys = self.paging.put_keys(restoration.type, page, packed)
-        session.origins[restoration.type, restoration.chunk] = Origin(keys, payload.slot)
-        self.rotate(restoration.type, page, payload.slot, restoration.slot)
+        if payload.slot != restoration.slot:  # else the page has them as they were first written
+            keys = self.paging.put_keys(restoration.type, page, packed)
+            session.origins[restoration.type, restoration.chunk] = Origin(keys, payload.slot)
+            self.rotate(restoration.type, page, payload.slot, restoration.slot)
         self._lapped(lap, partial(self.way_back.unpacked, payload.nbytes))
 
     def give_up(self, session: Session, chunk: int, reason: str) -> None:
