@@ -27,11 +27,13 @@ from streams.production import Production
 SCRIPT = REPOSITORY / "examples" / "three-scenes.yaml"
 SKIPPED = 3  # chunks at the beginning of a shot that are not looked at: 2 s
 SOUND: dict[AttentionType, PageFormat] = {AttentionType.AUDIO_SELF: "exact", AttentionType.AUDIO_TO_VIDEO: "exact"}
-VARIANTS: dict[str, tuple[PageFormat, dict[AttentionType, PageFormat]]] = {
-    "exact": ("exact", {}),
-    "int8": ("int8", {}),
-    "fp8": ("fp8", {}),
-    "int8, sound exact": ("int8", SOUND),
+VARIANTS: dict[str, tuple[PageFormat, dict[AttentionType, PageFormat], bool]] = {
+    "exact": ("exact", {}, False),
+    "int8": ("int8", {}, False),
+    "fp8": ("fp8", {}, False),
+    "int8, sound exact": ("int8", SOUND, False),
+    "int8, queries too": ("int8", {}, True),
+    "fp8, queries too": ("fp8", {}, True),
 }
 Figures = dict[str, float]
 
@@ -59,9 +61,10 @@ def windows(script: Script, made: Production) -> list[Window]:
 
 def take(variant: str, seed: int, quick: bool) -> Figures:
     """Figures of one take."""
-    pages, of = VARIANTS[variant]
+    pages, of, coded = VARIANTS[variant]
     shipped = load(environ={})
-    studio = build_studio(replace(shipped, engine=replace(shipped.engine, pages=pages, pages_of=of)))
+    engine = replace(shipped.engine, pages=pages, pages_of=of, coded_queries=coded)
+    studio = build_studio(replace(shipped, engine=engine))
     script = read_shots(SCRIPT)
     if quick:
         script = Script(tuple(replace(shot, duration=5) for shot in script.scenes))
@@ -115,7 +118,12 @@ def plot(runs: dict[str, Sequence[Figures]] | dict[str, list[Figures]]) -> Figur
     for i, (name, found) in enumerate(runs.items()):
         for j, key in enumerate(shown):
             values = [x[key] for x in found]
-            axes.scatter([j + 0.12 * (i - 1.5)] * len(values), values, color=f"C{i}", label=name if not j else None)
+            axes.scatter(
+                [j + 0.12 * (i - (len(runs) - 1) / 2)] * len(values),
+                values,
+                color=f"C{i}",
+                label=name if not j else None,
+            )
     axes.set_xticks(range(len(shown)), shown)
     axes.set_ylim(0, 1.05)
     axes.legend()

@@ -32,6 +32,7 @@ _TYPES = {
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
+MATRIX = ("HGMMA", "QGMMA", "IGMMA", "HMMA", "QMMA", "IMMA")
 _ALIGNED = [["tt.divisibility", 16]]
 
 
@@ -40,13 +41,15 @@ class Resources:
     """What one compiled kernel takes.
 
     ``registers`` of a thread; ``stack_bytes`` of a thread in local memory, where spilled registers go; ``shared_bytes``
-    of a program; ``matrix``: which matrix instructions the machine code has.
+    of a program; ``matrix``: which matrix instructions the machine code has; ``loop``: instructions of the shortest
+    loop that has any, which is what a warp issues for one tile of keys.
     """
 
     registers: int
     stack_bytes: int
     shared_bytes: int
     matrix: tuple[str, ...]
+    loop: int
 
 
 def compile_launch(launch: Launch) -> Any:
@@ -76,15 +79,32 @@ def resources(launch: Launch) -> Resources:
         report = _tool("cuobjdump", "--dump-resource-usage", file.name)
         code = _tool("nvdisasm", "-c", file.name)
     numbers = {name: int(n) for name, n in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", report)}
-    matrix = tuple(m for m in ("HGMMA", "QGMMA", "HMMA") if re.search(rf"\b{m}\b", code))
+    matrix = tuple(m for m in MATRIX if re.search(rf"\b{m}\b", code))
     stack = numbers["STACK"] + numbers["LOCAL"]
-    return Resources(numbers["REG"], stack, int(compiled.metadata.shared), matrix)
+    return Resources(numbers["REG"], stack, int(compiled.metadata.shared), matrix, _loop(code))
 
 
 def report(part: int = 0, parts: int = 1) -> Iterator[tuple[str, Resources]]:
     """Name and resources of what ships, or of every ``parts``-th of it from number ``part`` on."""
     for name, launch in islice(shipped(), part, None, parts):
         yield name, resources(launch)
+
+
+def _loop(code: str) -> int:
+    """Instructions of the shortest loop with matrix instructions in what ``nvdisasm`` printed; 0 if there is none."""
+    labels: dict[str, int] = {}
+    instructions: list[str] = []
+    for line in code.splitlines():
+        if label := re.match(r"(\.L_x_\d+):", line):
+            labels[label[1]] = len(instructions)
+        elif found := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
+            instructions.append(found[1])
+    loops = []
+    for at, instruction in enumerate(instructions):
+        branch = re.search(r"BRA.*`\((\.L_x_\d+)\)", instruction)
+        if branch and labels.get(branch[1], at) < at:
+            loops.append(instructions[labels[branch[1]] : at + 1])
+    return min((len(loop) for loop in loops if any(m in x for x in loop for m in MATRIX)), default=0)
 
 
 def _signature(value: Any) -> tuple[str, bool]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from kernels import coded_queries
 from kernels.copies import floats_on_device, on_device
 from kernels.quantised import KeyPages, QuantisedKeys, QuantisedValues, ValuePages
 
@@ -88,16 +89,25 @@ def attend(
     tables: Sequence[BlockTable],
     heads: int,
     own: Own | None = None,
+    coded: bool = False,
 ) -> torch.Tensor:
     """Softmax attention of ``query`` [rows, queries, W], each row over its own pages; returns the shape of ``query``.
 
     ``key_pages`` and ``value_pages`` are [pages, tokens, W], or codes of that shape; W divides into ``heads``.
+    ``coded``: queries become codes where keys are and it pays (``kernels.coded_queries``).
     """
-    rows = []
+    rows, coded = [], coded and _pays(query, key_pages)
     for i, (row, table) in enumerate(zip(query, tables, strict=True)):
-        key, value = keys_of(key_pages, table, row.dtype), values_of(value_pages, table, row.dtype)
+        value = values_of(value_pages, table, row.dtype)
         if own is not None:
-            key, value = (_with_own(x, own, i, table, new[i]) for x, new in ((key, own.keys), (value, own.values)))
+            value = _with_own(value, own, i, table, own.values[i])
+        if coded:
+            weights = logits(row, key_pages, table, heads, i, own, coded).softmax(-1)
+            rows.append((weights.to(row.dtype) @ _by_head(value, heads)[0]).transpose(0, 1).flatten(1))
+            continue
+        key = keys_of(key_pages, table, row.dtype)
+        if own is not None:
+            key = _with_own(key, own, i, table, own.keys[i])
         q, k, v = (_by_head(x, heads) for x in (row, key, value))
         weight = _log_multiplicity(table, len(key), row) if table.multiplicity else None
         rows.append(scaled_dot_product_attention(q, k, v, attn_mask=weight)[0].transpose(0, 1).flatten(1))
@@ -111,39 +121,66 @@ def attend_and_mass(
     tables: Sequence[BlockTable],
     heads: int,
     own: Own | None = None,
+    coded: bool = False,
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """What ``attend`` and ``page_mass`` return."""
-    attended = attend(query, key_pages, value_pages, tables, heads, own)
-    return attended, page_mass(query, key_pages, tables, heads, own)
+    attended = attend(query, key_pages, value_pages, tables, heads, own, coded)
+    return attended, page_mass(query, key_pages, tables, heads, own, coded)
+
+
+def logits(
+    row: torch.Tensor, key_pages: KeyPages, table: BlockTable, heads: int, i: int, own: Own | None, coded: bool
+) -> torch.Tensor:
+    """What softmax is taken of, [heads, queries, tokens], float32, for row ``i`` [queries, W] of a batch."""
+    if coded and isinstance(key_pages, QuantisedKeys):
+        found = []
+        for page in table.pages:
+            if own is not None and page == own.pages[i]:
+                found.append(_products(row, own.keys[i], heads))
+            else:
+                one = QuantisedKeys(key_pages.codes[page], key_pages.scale[page], key_pages.zero[page])
+                found.append(coded_queries.logits(row, one, heads))
+        products = torch.cat(found, -1)[..., table.skip_tokens :]
+    else:
+        key = keys_of(key_pages, table, row.dtype)
+        products = _products(row, key if own is None else _with_own(key, own, i, table, own.keys[i]), heads)
+    products = products * math.sqrt(heads / row.shape[-1])
+    if table.multiplicity:
+        products = products + _log_multiplicity(table, products.shape[-1], products)
+    return products
 
 
 def page_lse(
-    query: torch.Tensor, key_pages: KeyPages, tables: Sequence[BlockTable], heads: int, own: Own | None = None
+    query: torch.Tensor,
+    key_pages: KeyPages,
+    tables: Sequence[BlockTable],
+    heads: int,
+    own: Own | None = None,
+    coded: bool = False,
 ) -> list[torch.Tensor]:
     """Per row, the log-sum-exp [pages, heads, queries] of the logits of each page, float32."""
-    found = []
+    found, coded = [], coded and _pays(query, key_pages)
     for i, (row, table) in enumerate(zip(query, tables, strict=True)):
-        key = keys_of(key_pages, table, row.dtype)
-        if own is not None:
-            key = _with_own(key, own, i, table, own.keys[i])
-        q, k = _by_head(row, heads)[0].float(), _by_head(key, heads)[0].float()
-        logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-        if table.multiplicity:
-            logits = logits + _log_multiplicity(table, len(key), q)
-        tokens = (len(key) + table.skip_tokens) // len(table.pages)
+        weights = logits(row, key_pages, table, heads, i, own, coded)
+        tokens = (weights.shape[-1] + table.skip_tokens) // len(table.pages)
         sizes = [tokens - table.skip_tokens, *[tokens] * (len(table.pages) - 1)]
-        found.append(torch.stack([part.logsumexp(-1) for part in logits.split(sizes, dim=-1)]))
+        found.append(torch.stack([part.logsumexp(-1) for part in weights.split(sizes, dim=-1)]))
     return found
 
 
 def page_mass(
-    query: torch.Tensor, key_pages: KeyPages, tables: Sequence[BlockTable], heads: int, own: Own | None = None
+    query: torch.Tensor,
+    key_pages: KeyPages,
+    tables: Sequence[BlockTable],
+    heads: int,
+    own: Own | None = None,
+    coded: bool = False,
 ) -> list[torch.Tensor]:
     """Per row, each page's share [pages] of the attention, averaged over queries and heads (H2O's accumulated score).
 
     The share is the softmax over pages of the per-page log-sum-exp of the logits, so no normalised matrix is formed.
     """
-    return [lse.softmax(0).mean((1, 2)) for lse in page_lse(query, key_pages, tables, heads, own)]
+    return [lse.softmax(0).mean((1, 2)) for lse in page_lse(query, key_pages, tables, heads, own, coded)]
 
 
 def keys_of(pages: KeyPages, table: BlockTable, dtype: torch.dtype) -> torch.Tensor:
@@ -178,6 +215,17 @@ def _log_multiplicity(table: BlockTable, tokens: int, like: torch.Tensor) -> tor
     each = (tokens + table.skip_tokens) // len(table.pages)
     by_page = floats_on_device((tuple(math.log(n) for n in table.multiplicity),), like.device)
     return by_page.repeat_interleave(each, 1)[:, table.skip_tokens :].to(like.dtype)
+
+
+def _pays(query: torch.Tensor, pages: KeyPages) -> bool:
+    """Whether queries [rows, queries, W] become codes, if they may."""
+    return isinstance(pages, QuantisedKeys) and coded_queries.pays(query.shape[1], pages.codes.shape[1])
+
+
+def _products(row: torch.Tensor, keys: torch.Tensor, heads: int) -> torch.Tensor:
+    """[heads, queries, tokens] of ``row`` [queries, W] and ``keys`` [tokens, W], float32."""
+    q, k = _by_head(row, heads)[0].float(), _by_head(keys, heads)[0].float()
+    return q @ k.transpose(-1, -2)
 
 
 def _by_head(x: torch.Tensor, heads: int) -> torch.Tensor:

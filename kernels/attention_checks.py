@@ -29,6 +29,8 @@ def check_reads(
     rows, queries, width = query.shape
     require(queries > 0, f"query has shape {tuple(query.shape)}; expected one or more queries")
     require(keys.shape == values.shape, f"keys are {tuple(keys.shape)} but values {tuple(values.shape)}")
+    alike = keys.stride()[:2] == values.stride()[:2]
+    require(alike, f"keys have strides {keys.stride()} but values {values.stride()}; expected the same")
     require(keys.shape[2] == width, f"query has width {width} but pages {keys.shape[2]}")
     require(heads > 0 and width % heads == 0, f"width {width} does not divide into {heads} heads")
     require(width // heads <= LARGEST_HEAD, f"heads have {width // heads} elements; expected {LARGEST_HEAD} at most")
@@ -51,6 +53,8 @@ def check_own(own: Own, query: torch.Tensor, keys: torch.Tensor) -> None:
         require_rows(name, x, 3)
         fits = x.shape == expected and x.dtype == query.dtype
         require(fits, f"{name} are {tuple(x.shape)} {x.dtype}; expected {expected} {query.dtype}")
+    alike = own.keys.stride()[:2] == own.values.stride()[:2]
+    require(alike, f"own keys have strides {own.keys.stride()} but values {own.values.stride()}; expected the same")
     require(len(own.pages) == len(query), f"{len(own.pages)} own pages for {len(query)} rows; expected one each")
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from kernels.quantised import LARGEST
+
 
 @dataclass(frozen=True)
 class AttentionTiles:
@@ -24,11 +26,13 @@ _HALF: dict[int, dict[int | None, AttentionTiles]] = {
     64: {32: AttentionTiles(32, 64, 4, 3), None: AttentionTiles(128, 64, 4, 3)},
     128: {None: AttentionTiles(128, 128, 8, 2)},
 }
-# Codes are converted on their way to shared memory, which takes registers.
+# Codes are converted on their way to shared memory, or queries turned to codes at each page, which takes registers.
 _CODES: dict[int, dict[int | None, AttentionTiles]] = {
     64: {32: AttentionTiles(32, 64, 4, 3), None: AttentionTiles(128, 64, 8, 3)},
-    128: {None: AttentionTiles(128, 64, 8, 3)},
+    128: {None: AttentionTiles(128, 128, 8, 2)},
 }
+# An integer takes a register of its own before it is a number; queries that become codes spare keys that.
+_INTEGERS: dict[int, dict[int | None, AttentionTiles]] = {**_CODES, 128: {None: AttentionTiles(128, 64, 8, 3)}}
 # float32 is for tests and small models: products are exact (no tf32), on the ordinary units.
 _SINGLE: dict[int, dict[int | None, AttentionTiles]] = {
     64: {None: AttentionTiles(32, 32, 4, 2)},
@@ -39,9 +43,19 @@ LARGEST_HEAD = max(_HALF)
 PROCESSORS = 132
 
 
-def attention_tiles(head: int, queries: int, dtype: torch.dtype, codes: bool) -> AttentionTiles:
-    """The tiles for heads of ``head`` elements and ``queries`` queries a row; ``codes``: pages are quantised."""
-    table = _SINGLE if dtype == torch.float32 else _CODES if codes else _HALF
+def attention_tiles(
+    head: int, queries: int, dtype: torch.dtype, stored: torch.dtype, coded: bool = False
+) -> AttentionTiles:
+    """The tiles for heads of ``head`` elements and ``queries`` queries a row.
+
+    ``dtype``: their type; ``stored``: that of what pages hold; ``coded``: queries become codes as the keys are.
+    """
+    if dtype == torch.float32:
+        table = _SINGLE
+    elif stored == torch.int8 and not coded:
+        table = _INTEGERS
+    else:
+        table = _CODES if stored in LARGEST else _HALF
     by_queries = table[min(limit for limit in table if head <= limit)]
     return next(tiles for limit, tiles in by_queries.items() if limit is None or queries <= limit)
 

@@ -1,7 +1,8 @@
 """The one place where an implementation of the tensor operations is chosen."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -59,14 +60,25 @@ TORCH = Ops(
 )
 
 
-def ops(impl: str, device: torch.device | None = None, float8: bool = False) -> Ops:
+def ops(impl: str, device: torch.device | None = None, float8: bool = False, coded_queries: bool = False) -> Ops:
     """The operations named ``impl``, for tensors on ``device``; ``float8``: pages of such codes are among them.
+
+    ``coded_queries``: where they are multiplied with pages of codes, queries become codes too, if it pays.
 
     Raises:
         ConfigError: there is none of that name, or it cannot run here.
     """
-    if impl == "torch":
-        return TORCH
+    chosen = TORCH if impl == "torch" else _triton(impl, device, float8)
+    if not coded_queries:
+        return chosen
+    return replace(
+        chosen,
+        attend=partial(chosen.attend, coded=True),
+        attend_and_mass=partial(chosen.attend_and_mass, coded=True),
+    )
+
+
+def _triton(impl: str, device: torch.device | None, float8: bool) -> Ops:
     if impl != "triton":
         raise ConfigError(f"impl is {impl!r}; expected 'torch' or 'triton'")
     try:

@@ -48,14 +48,14 @@ def quantise_keys(x: torch.Tensor, dtype: torch.dtype) -> QuantisedKeys:
     low, high = x.amin(-2), x.amax(-2)
     zero = low * 0.5 + high * 0.5
     scale = ((high * 0.5 - low * 0.5) / LARGEST[dtype]).clamp(min=SMALLEST)
-    return QuantisedKeys(_codes((x - zero.unsqueeze(-2)) / scale.unsqueeze(-2), dtype), scale, zero)
+    return QuantisedKeys(to_codes((x - zero.unsqueeze(-2)) / scale.unsqueeze(-2), dtype), scale, zero)
 
 
 def quantise_values(x: torch.Tensor, dtype: torch.dtype) -> QuantisedValues:
     """Codes of ``x`` [..., tokens, W]."""
     x = x.float()
     scale = (x.abs().amax(-1) / LARGEST[dtype]).clamp(min=SMALLEST)
-    return QuantisedValues(_codes(x / scale.unsqueeze(-1), dtype), scale)
+    return QuantisedValues(to_codes(x / scale.unsqueeze(-1), dtype), scale)
 
 
 def empty_keys(pages: int, tokens: int, width: int, dtype: torch.dtype, device: torch.device | str) -> QuantisedKeys:
@@ -72,7 +72,8 @@ def empty_values(
     return QuantisedValues(codes, torch.empty(pages, tokens, device=device))
 
 
-def _codes(units: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def to_codes(units: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Multiples of a scale as codes, to nearest, halves to even; what is too large becomes the largest."""
     largest = LARGEST[dtype]
     units = units.clamp(-largest, largest)
     return (units.round() if dtype == torch.int8 else units).to(dtype)

@@ -22,17 +22,17 @@ SOURCES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 @triton.jit
-def _encode(units, largest: tl.constexpr, whole: tl.constexpr):
+def encode(units, largest: tl.constexpr, whole: tl.constexpr):
     """Multiples of a scale as the numbers that codes can be, to nearest, halves to even: converting them is exact."""
     units = tl.minimum(tl.maximum(units, -largest), largest)
-    if whole:
-        quantum = 1.0
-    else:
-        # e4m3 has three bits behind the leading one, which is 2⁻⁶ at the least.
-        leading = (units.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
-        quantum = tl.maximum(leading, 0.015625) * 0.125
     # From 1.5 · 2²³ on, float32 has no fractions.
-    return ((units / quantum + 12582912.0) - 12582912.0) * quantum
+    if whole:
+        return (units + 12582912.0) - 12582912.0
+    # e4m3 has three bits behind the leading one, which is 2⁻⁶ at the least; powers of two by their exponents alone.
+    leading = tl.maximum(units.to(tl.int32, bitcast=True) & 0x7F800000, 0x3C800000)
+    quantum = (leading - 0x01800000).to(tl.float32, bitcast=True)
+    quanta = (0x7F000000 - (leading - 0x01800000)).to(tl.float32, bitcast=True)
+    return ((units * quanta + 12582912.0) - 12582912.0) * quantum
 
 
 @triton.jit
@@ -127,8 +127,8 @@ def _keys(
         angle = (plane * tokens + t_at) * (heads * half) + head * half
         first, second = _finished(at, weight_at, norm, cos, sin, angle, begin, real, half, pair_tile, interleaved)
         # Beyond the last token there is nothing, which a channel that is even divides by next to nothing.
-        first = _encode(tl.where(real, first - zero_1, 0.0) / step_1, largest, whole)
-        second = _encode(tl.where(real, second - zero_2, 0.0) / step_2, largest, whole)
+        first = encode(tl.where(real, first - zero_1, 0.0) / step_1, largest, whole)
+        second = encode(tl.where(real, second - zero_2, 0.0) / step_2, largest, whole)
         to_ptr = codes + page * code_page + t_at * code_token + block
         store_pairs(to_ptr, first, second, begin, real, half, pair_tile, interleaved)
 
@@ -163,7 +163,7 @@ def _values(
     x = tl.load(source + plane * source_plane + token * source_token + channel, mask=real, other=0.0).to(tl.float32)
     step = tl.maximum(tl.max(tl.abs(x), 0) / largest, smallest)
     tl.store(scale + page * tokens + token, step)
-    units = _encode(x / step, largest, whole)
+    units = encode(x / step, largest, whole)
     tl.store(codes + page * code_page + token * code_token + channel, units.to(codes.dtype.element_ty), mask=real)
     if keys is not None:
         k = tl.load(keys + plane * keys_plane + token * keys_token + channel, mask=real, other=0.0).to(tl.float32)

@@ -37,6 +37,7 @@ def shipped() -> Iterator[tuple[str, Launch]]:
     """
     yield from _attention()
     yield from _own()
+    yield from _coded_queries()
     yield from _rotation()
     yield from _commit()
     yield from _pack()
@@ -81,6 +82,20 @@ def _own() -> Iterator[tuple[str, Launch]]:
         if stored is torch.int8:
             yield f"{name}, itself{what}", attention.launches[0]
         yield f"{name} over {CODES[stored]} beside itself{what}", attention.launches[1]
+
+
+def _coded_queries() -> Iterator[tuple[str, Launch]]:
+    """Queries that become codes too, over the pages beside the chunk itself."""
+    plain, everything = BlockTable(tuple(range(KEPT))), BlockTable(tuple(range(KEPT)), 5, tuple(range(1, KEPT + 1)))
+    query = torch.empty(ROWS, VIDEO, HEADS * 128, dtype=torch.bfloat16, device=META)
+    exact = torch.empty(2, ROWS, VIDEO, HEADS * 128, dtype=torch.bfloat16, device=META)
+    own = Own(exact[0], exact[1], (3, 1))
+    for stored, (table, mass) in product(CODES, ((plain, False), (plain, True), (everything, True))):
+        pages = _pages(VIDEO, HEADS * 128, torch.bfloat16, stored)
+        attention = prepare_attention(query, *pages, [table] * ROWS, HEADS, wants_lse=mass, own=own, coded=True)
+        what = ", subject anchor, merged chunks" if table is everything else ""
+        name = f"attend {VIDEO}×{KEPT}×{VIDEO}, {HEADS}×128, {CODES[stored]} over {CODES[stored]}"
+        yield f"{name}{what}{', mass' if mass else ''}", attention.launches[1]
 
 
 def _rotation() -> Iterator[tuple[str, Launch]]:

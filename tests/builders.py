@@ -121,6 +121,7 @@ def engine(
     impl: str = IMPL,
     restore: RestoreConfig | None = None,
     pages: PageFormat = PAGES,
+    coded_queries: bool = False,
     **time: Any,
 ) -> Engine:
     """An engine of small sizes; every part can be given."""
@@ -133,6 +134,7 @@ def engine(
         restore=restore or RestoreConfig(),
         impl=impl,
         pages=pages,
+        coded_queries=coded_queries,
     )
     return Engine(
         model or backbone(), policy or SceneMemory(Budgets.uniform(SMALL_KEEP_SET)), config, tier=tier, **time

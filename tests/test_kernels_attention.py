@@ -161,10 +161,13 @@ def test_a_block_table_says_what_is_wrong_with_it() -> None:
             BlockTable(*arguments)  # type: ignore[arg-type]
 
 
-def test_tiles_come_from_the_table_by_shape_alone() -> None:
-    assert attention_tiles(128, 1152, torch.bfloat16, codes=False) == AttentionTiles(128, 128, 8, 2)
-    assert attention_tiles(64, 25, torch.float16, codes=False) == AttentionTiles(32, 64, 4, 3)
-    assert attention_tiles(8, 33, torch.bfloat16, codes=True) == attention_tiles(64, 1152, torch.bfloat16, codes=True)
+def test_tiles_come_from_the_table_by_shape_and_types_alone() -> None:
+    bf16, fp16, int8, fp8 = torch.bfloat16, torch.float16, torch.int8, torch.float8_e4m3fn
+    assert attention_tiles(128, 1152, bf16, bf16) == AttentionTiles(128, 128, 8, 2)
+    assert attention_tiles(64, 25, fp16, fp16) == AttentionTiles(32, 64, 4, 3)
+    assert attention_tiles(8, 33, bf16, fp8) == attention_tiles(64, 1152, bf16, fp8)
+    assert attention_tiles(128, 1152, bf16, int8) == AttentionTiles(128, 64, 8, 3)
+    assert attention_tiles(128, 1152, bf16, int8, coded=True) == attention_tiles(128, 1152, bf16, fp8)
     assert splits(programs=288, pages=31, processors=132) == 1
     assert splits(programs=32, pages=31, processors=132) == 9
     assert splits(programs=1, pages=2, processors=132) == 2

@@ -12,7 +12,7 @@ from cache.policies import HeavyHitter, SceneMemory
 from cache.policies.base import Policy
 from cache.spec import Modality, PageFormat
 from errors import ConfigError
-from kernels import ops_triton
+from kernels import coded_queries, ops_triton
 from kernels.ops import ops
 from models.sampler import Schedule
 from streams.engine import Engine
@@ -25,10 +25,17 @@ KEEP = RoleBudget(subject_anchor=1, scene_sink=1, scene_anchor=1, restored=1, re
 
 
 def made(
-    impl: str, policy: Policy, play: Callable[[Engine, Session], None], pages: PageFormat = "exact"
+    impl: str,
+    policy: Policy,
+    play: Callable[[Engine, Session], None],
+    pages: PageFormat = "exact",
+    coded_queries: bool = False,
 ) -> tuple[torch.Tensor, list[float]]:
     """All latents and drift scores of two streams side by side, the first of which is directed by ``play``."""
-    running = engine(tiny_backbone(), policy, sessions=2, schedule=Schedule((1.0,)), impl=impl, pages=pages)
+    schedule = Schedule((1.0,))
+    running = engine(
+        tiny_backbone(), policy, sessions=2, schedule=schedule, impl=impl, pages=pages, coded_queries=coded_queries
+    )
     assert running.ops.impl == impl
     poison(running)
     streams = [running.open("a red ball", seed=1), running.open("a blue cone", seed=2)]
@@ -58,6 +65,17 @@ def test_two_streams_in_pages_of_codes_are_the_same_on_either() -> None:
     policy = SceneMemory(Budgets.uniform(KEEP))
     torch_made, triton_made = (made(impl, policy, cut_and_return, "int8") for impl in ("torch", "triton"))
     torch.testing.assert_close(triton_made[0], torch_made[0], atol=CODES_TOLERANCE, rtol=0)
+
+
+def test_two_streams_whose_queries_are_codes_too_are_the_same_on_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not those whose queries are exact."""
+    monkeypatch.setattr(coded_queries, "FEW_QUERIES", 0)
+    monkeypatch.setattr(coded_queries, "SHORT_PAGE", 0)
+    policy = SceneMemory(Budgets.uniform(KEEP))
+    torch_made, triton_made = (made(impl, policy, cut_and_return, "fp8", True)[0] for impl in ("torch", "triton"))
+    torch.testing.assert_close(triton_made, torch_made, atol=5 * CODES_TOLERANCE, rtol=0)
+    exact = made("torch", policy, cut_and_return, "fp8")[0]
+    assert (torch_made - exact).abs().max() > 10 * (triton_made - torch_made).abs().max()
 
 
 def test_mass_is_told_of_codes_and_of_the_chunk_itself_alike() -> None:

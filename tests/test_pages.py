@@ -306,6 +306,9 @@ def test_formats_are_chosen_by_attention_type_and_a_bad_one_is_refused() -> None
         EngineConfig(pages="fp4")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="pages_of names smell; expected attention types: video_self"):
         EngineConfig(pages_of={"smell": "int8"})  # type: ignore[dict-item]
+    with pytest.raises(ConfigError, match="coded_queries is true but all pages are exact"):
+        EngineConfig(coded_queries=True)
+    assert load({"engine": {"pages": "int8", "coded_queries": True}}, {}).engine.coded_queries
     with pytest.raises(BudgetError, match="pages are 'fp4'"):
         AttentionSpec(T, 1, 1, 1, 1, "fp4")  # type: ignore[arg-type]
     with pytest.raises(BudgetError, match="codes of 2 bytes; expected 1"):
