@@ -128,11 +128,13 @@ def build(given: argparse.Namespace) -> Stack:
         host_bytes=64 << 30,
         impl=given.impl,
         pages=given.pages,
+        coded_queries=given.coded_queries,
     )
     engine, tokens = Engine(model, policy, made), model.geometry
+    pages = given.pages + (", queries too" if given.coded_queries else "")
     size = Size(
         given.model, layers, int(config["num_layers"]), tokens.video_tokens, tokens.audio_tokens,
-        float(tokens.seconds), given.sessions, len(made.schedule.sigmas), given.impl, given.pages, given.device,
+        float(tokens.seconds), given.sessions, len(made.schedule.sigmas), given.impl, pages, given.device,
     )  # fmt: skip
     return Stack(engine, [engine.open(f"prompt {i}", seed=i) for i in range(given.sessions)], size, Laps())
 
@@ -292,6 +294,7 @@ def _arguments() -> argparse.Namespace:
     made.add_argument("--sessions", type=int, default=1)
     made.add_argument("--impl", choices=("torch", "triton"), default="triton" if gpu else "torch")
     made.add_argument("--pages", choices=FORMATS, default="exact")
+    made.add_argument("--coded-queries", action="store_true", help="with pages of codes: queries become codes too")
     made.add_argument("--repeats", type=int, default=20)
     return made.parse_args()
 

@@ -15,7 +15,7 @@ from tests.pretend_gpu import pretend_gpu
 def given(**changed: object) -> argparse.Namespace:
     plain = {
         "quick": True, "device": "cpu", "model": "ltx-2.3", "layers": 1, "frames": 2, "sessions": 1, "impl": "torch",
-        "pages": "exact", "repeats": 1,
+        "pages": "exact", "coded_queries": False, "repeats": 1,
     }  # fmt: skip
     return argparse.Namespace(**{**plain, **changed})
 
