@@ -19,6 +19,7 @@ from cache.policies.base import Policy
 from cache.positions import PositionConfig
 from cache.scenes import SceneConfig
 from cache.spec import Modality, PageFormat
+from kernels import coded_queries
 from kernels.launch import Launch
 from models.backbone import Backbone, random_transformer
 from models.processors import CachedAttention
@@ -42,6 +43,7 @@ def running(
     impl: str = "torch",
     durability: Durability = "none",
     slots: int = 31,
+    coded_queries: bool = False,
 ) -> Engine:
     """An engine of the smallest model; ``there``: on the GPU, which there must be."""
     transformer = random_transformer(seed=1, **TINY)
@@ -51,7 +53,7 @@ def running(
     cache = CacheConfig(drift=DriftConfig(warmup_chunks=2), scenes=scenes, positions=positions)
     return engine(
         model, policy, cache=cache, sessions=2, schedule=Schedule((1.0, 0.6)), pages=pages, impl=impl,
-        durability=durability,
+        durability=durability, coded_queries=coded_queries,
     )  # fmt: skip
 
 
@@ -77,28 +79,38 @@ def watched(gpu: PretendGpu, made: Engine, sessions: list[Session], steps: int =
         made.step(sessions)
 
 
+@pytest.fixture
+def every_query(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few of them become codes as well, where queries do."""
+    monkeypatch.setattr(coded_queries, "FEW_QUERIES", 0)
+    monkeypatch.setattr(coded_queries, "SHORT_PAGE", 0)
+
+
+@pytest.mark.usefixtures("every_query")
 @pytest.mark.parametrize(
-    ("policy", "reads", "pages"),
-    [(SCENES, 1, "exact"), (SCENES, 1, "int8"), (MASS, 2, "exact"), (MASS, 2, "fp8")],
+    ("policy", "reads", "pages", "coded"),
+    [(SCENES, 1, "exact", False), (SCENES, 1, "int8", True), (MASS, 2, "exact", False), (MASS, 2, "fp8", False)],
 )
 def test_a_step_waits_for_the_device_only_to_read_what_the_books_want(
-    policy: Policy, reads: int, pages: PageFormat
+    policy: Policy, reads: int, pages: PageFormat, coded: bool
 ) -> None:
     with pretend_gpu() as gpu:
-        made = running(policy, pages)
+        made = running(policy, pages, coded_queries=coded)
         sessions = warm(made)
         watched(gpu, made, sessions)
         assert gpu.waits == []
         assert len(gpu.landings) == STEPS * reads
 
 
-def test_a_step_on_the_kernels_waits_as_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("every_query")
+@pytest.mark.parametrize("pages", ["exact", "int8"])
+def test_a_step_on_the_kernels_waits_as_seldom(pages: PageFormat, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the launchers do on the host; the kernels themselves run in Triton's interpreter."""
     monkeypatch.setattr(Launch, "run", unwrapped(Launch.run))
     with pretend_gpu() as gpu:
         monkeypatch.setattr("kernels.ops_triton.require_device", lambda device: None)
         monkeypatch.setattr("kernels.attention_triton._processors", lambda device: 4)
-        made = running(impl="triton")
+        made = running(impl="triton", pages=pages, coded_queries=pages == "int8")
         sessions = [made.open("a red ball", seed=1)]
         for _ in range(2):
             made.step(sessions)
