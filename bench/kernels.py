@@ -5,6 +5,7 @@ the resources of everything that ships, compiled for ``sm_90``; nothing is timed
 """
 
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -15,13 +16,14 @@ from matplotlib.figure import Figure
 
 from bench.common import Report, label, options, parser
 from kernels import adastat, attention, commit, pack, relocate
-from kernels.attention import BlockTable
+from kernels.attention import BlockTable, Own
 from kernels.coded_queries import pays
-from kernels.quantised import quantise_keys, quantise_values
+from kernels.quantised import empty_keys, empty_values, quantise_keys, quantise_values
 from kernels.rotary import RotaryLayout
 
 # Of the SXM parts, dense; NVIDIA's datasheets of the H100 and H200. What can be reached is measured, in the same run.
 DATASHEETS = "Datasheets: 989 TFLOP/s in bfloat16, and 3.35 TB/s of memory (H100) or 4.8 TB/s (H200)."
+CODES = torch.float8_e4m3fn
 TOLERANCE = 2e-2  # of the largest number expected: bfloat16 has 8 bits
 
 
@@ -86,7 +88,7 @@ def attention_cases(size: Size, kept: int) -> Iterator[Case]:
         moved = 2 * kept * tokens * width
         flat = [pages[i, list(table[0].pages)].reshape(1, -1, size.heads, head).transpose(1, 2) for i in (0, 1)]
         by_head = query.reshape(1, queries, size.heads, head).transpose(1, 2)
-        codes = quantise_keys(pages[0], torch.float8_e4m3fn), quantise_values(pages[1], torch.float8_e4m3fn)
+        codes = quantise_keys(pages[0], CODES), quantise_values(pages[1], CODES)
         kinds = [("bf16", (pages[0], pages[1]), 2, False), ("fp8", codes, 1, False)]
         if pays(queries, tokens):
             kinds.append(("fp8 times fp8", codes, 1, True))
@@ -114,7 +116,7 @@ def streaming_cases(size: Size) -> Iterator[Case]:
     turn = (angle[0, 0].cos(), angle[0, 0].sin())
     chunk = storage[:, 0, 3].nbytes
     key, value = storage[0, :, :1].clone()
-    codes = quantise_keys(storage[:, 0, 3], torch.float8_e4m3fn)
+    codes = quantise_keys(storage[:, 0, 3], CODES)
     shared = (
         key,
         value,
@@ -216,7 +218,7 @@ def on_device(report: Report) -> None:
     ]
     report.table("Against the larger of two floors: bytes at the speed of a copy, operations at that of a product",
                  columns, cells)  # fmt: skip
-    report.figures = {"timed": [asdict(row) for row in rows], "wrong": wrong, "ceilings": peak}
+    report.figures |= {"timed": [asdict(row) for row in rows], "wrong": wrong, "ceilings": peak}
     report.goal("every kernel equals its reference", "; ".join(wrong) or "it does", not wrong)
     goals(report, rows)
     report.finish(bars([r.name for r in rows], [r.fraction for r in rows], "fraction of the floor"))
@@ -235,6 +237,44 @@ def goals(report: Report, rows: Sequence[Timed]) -> None:
             report.goal(f"{row.name}: {least} of the copy or more", f"{row.fraction:.2f}", row.fraction >= least)
 
 
+def host(report: Report) -> None:
+    """What the host does for a launch before Triton has it: checks, choices and memory, once in each layer and pass."""
+    from kernels import attention_triton, commit_triton, rotary_triton
+
+    size, there = Size(), torch.device("meta")
+    width, layout = 128 * size.heads, RotaryLayout("split", size.heads)
+    query, out = torch.empty(2, 1, size.video, width, dtype=torch.bfloat16, device=there)
+    pages = torch.empty(2, 64, size.video, width, dtype=torch.bfloat16, device=there)
+    codes = empty_keys(64, size.video, width, CODES, there), empty_values(64, size.video, width, CODES, there)
+    table, own = [BlockTable(tuple(range(1, 32)), 5)], Own(query, out, (7,))
+    weight, angle = (
+        torch.empty(width, dtype=torch.bfloat16, device=there),
+        torch.empty(1, size.video, width // 2, device=there),
+    )
+    commit_of = (query, out, weight, 1e-6, angle, angle, layout, pages[0], pages[1], (3,))
+    cases: dict[str, Callable[[], Any]] = {
+        "attention to 31 pages": lambda: attention_triton.prepare(query, pages[0], pages[1], table, size.heads),
+        "attention to 31 pages of fp8, and to itself": lambda: attention_triton.prepare(
+            query, *codes, table, size.heads, own=own
+        ),
+        "commit": lambda: commit_triton.prepare(*commit_of),
+        "rotation": lambda: rotary_triton.prepare(query, out, angle, angle, layout),
+    }
+    laps = {name: host_us(run) for name, run in cases.items()}
+    report.table("CPU time of the host for a launch, the launch itself not counted", ("launch", "µs"),
+                 [(name, f"{us:.0f}") for name, us in laps.items()])  # fmt: skip
+    report.figures["host_us"] = laps
+
+
+def host_us(run: Callable[[], Any], laps: int = 300) -> float:
+    """Mean CPU time of ``run`` after the first, in µs."""
+    run()
+    began = time.process_time()
+    for _ in range(laps):
+        run()
+    return (time.process_time() - began) / laps * 1e6
+
+
 def compiled(report: Report) -> None:
     """Registers, stack and shared memory of what ships, compiled here for a device that is not here."""
     from kernels.ahead_of_time import SHARED_BYTES
@@ -251,7 +291,7 @@ def compiled(report: Report) -> None:
     report.table("By the compiler's report; spilled registers go to the stack", columns, cells)
     spilled = [name for name, taken in rows if taken.stack_bytes]
     largest = max(taken.shared_bytes for _, taken in rows)
-    report.figures = {"compiled": {name: asdict(taken) for name, taken in rows}}
+    report.figures["compiled"] = {name: asdict(taken) for name, taken in rows}
     report.goal("no kernel spills registers", f"{len(spilled)} of {len(rows)} do", not spilled)
     report.goal(f"at most {SHARED_BYTES} bytes of shared memory", f"{largest}", largest <= SHARED_BYTES)
     report.finish(bars([name for name, _ in rows], [taken.registers for _, taken in rows], "registers of a thread"))
@@ -276,6 +316,7 @@ def main() -> None:
     shared = options(parser(__doc__ or "").parse_args())
     report = Report("kernels", "Triton kernels", shared, asdict(Size()))
     with torch.inference_mode():
+        host(report)
         (on_device if torch.cuda.is_available() else compiled)(report)
 
 

@@ -10,7 +10,7 @@ import torch
 from kernels.attention import BlockTable, Own
 from kernels.configurations import LARGEST_HEAD
 from kernels.launch import require, require_pages, require_rows
-from kernels.quantised import LARGEST, KeyPages, QuantisedKeys, QuantisedValues, ValuePages
+from kernels.quantised import LARGEST, KeyPages, ValuePages
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -58,18 +58,25 @@ def check_own(own: Own, query: torch.Tensor, keys: torch.Tensor) -> None:
     require(len(own.pages) == len(query), f"{len(own.pages)} own pages for {len(query)} rows; expected one each")
 
 
-def check_scales(keys: KeyPages, values: ValuePages) -> None:
+def check_scales(
+    keys: torch.Tensor,
+    key_scale: torch.Tensor | None,
+    key_zero: torch.Tensor | None,
+    value_scale: torch.Tensor | None,
+) -> None:
     """Pages of codes have scales of their own, and no others have."""
-    quantised = isinstance(keys, QuantisedKeys), isinstance(values, QuantisedValues)
-    require(quantised[0] == quantised[1], "keys or values are codes, but not both; expected both or neither")
-    if isinstance(keys, QuantisedKeys) and isinstance(values, QuantisedValues):
-        pages, tokens, width = keys.codes.shape
-        for name, ends, shape in (
-            ("scale of keys", keys.scale, (pages, width)),
-            ("zero of keys", keys.zero, (pages, width)),
-            ("scale of values", values.scale, (pages, tokens)),
-        ):
+    require(
+        (key_scale is None) == (value_scale is None),
+        "keys or values are codes, but not both; expected both or neither",
+    )
+    pages, tokens, width = keys.shape
+    for name, ends, shape in (
+        ("scale of keys", key_scale, (pages, width)),
+        ("zero of keys", key_zero, (pages, width)),
+        ("scale of values", value_scale, (pages, tokens)),
+    ):
+        if ends is None:
+            require(keys.dtype not in LARGEST, f"pages are {keys.dtype} without scales")
+        else:
             fits = ends.shape == shape and ends.dtype == torch.float32 and ends.is_contiguous()
             require(fits, f"{name} is {tuple(ends.shape)} {ends.dtype}; expected {shape} float32, contiguous")
-    else:
-        require(codes_of(keys).dtype not in LARGEST, f"pages are {codes_of(keys).dtype} without scales")

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from kernels import attention_program_triton as programs
+from kernels import attention_program_triton
 from kernels.attention import BlockTable, Own
 from kernels.attention_checks import check_own, check_reads, check_scales, codes_of
 from kernels.coded_queries import pays
 from kernels.configurations import PROCESSORS, attention_tiles, splits
 from kernels.copies import floats_on_device, on_device
-from kernels.launch import Launch, power_of_two
+from kernels.launch import Launch, by_form, power_of_two
 from kernels.quantised import LARGEST, KeyPages, QuantisedKeys, QuantisedValues, ValuePages
 
 LOG2_E = math.log2(math.e)
@@ -94,38 +94,38 @@ def prepare(
         ValueError: a shape, type, stride or page number with which the kernel would read what it must not.
     """
     keys, values = codes_of(key_pages), codes_of(value_pages)
-    check_reads(query, keys, values, tables, heads)
-    check_scales(key_pages, value_pages)
-    rows, queries, width = query.shape
-    head, device, first = width // heads, query.device, 0 if own is None else 1
+    key_scale = key_zero = value_scale = own_keys = own_values = None
+    own_pages: tuple[int, ...] = ()
+    if isinstance(key_pages, QuantisedKeys):
+        key_scale, key_zero = key_pages.scale, key_pages.zero
+    if isinstance(value_pages, QuantisedValues):
+        value_scale = value_pages.scale
     if own is not None:
-        check_own(own, query, keys)
-    read = [_Reads.of(table, None if own is None else own.at(i, table)) for i, table in enumerate(tables)]
-    coded = coded and keys.dtype in LARGEST and pays(queries, keys.shape[1])
-    tiles = attention_tiles(head, queries, query.dtype, keys.dtype, coded)
-    longest = max(len(table.pages) for table in read)
-    begun = -(-queries // tiles.queries) * rows * heads
-    each = max(1, -(-longest // (parts or splits(begun, longest, _processors(device)))))
-    parts = -(-longest // each) + first
-    out = torch.empty_like(query, memory_format=torch.contiguous_format)
-    partial = torch.empty(parts, *query.shape, device=device) if parts > 1 else None
-    lse = torch.empty(parts, rows, heads, queries, device=device) if parts > 1 else None
-    page_lse = torch.full((rows, longest + first, heads, queries), -torch.inf, device=device) if wants_lse else None
+        own_keys, own_values, own_pages = own.keys, own.values, own.pages
+    plan = _plan(
+        query, keys, values, key_scale, key_zero, value_scale, own_keys, own_values, own_pages,
+        tuple(tables), heads, wants_lse, parts, coded,
+    )  # fmt: skip
+    (rows, queries, _), device = query.shape, query.device
+    out = torch.empty(query.shape, dtype=query.dtype, device=device)
+    to, lse, page_lse = out, None, None
+    if plan.merge is not None:
+        to = torch.empty((plan.parts, *query.shape), device=device)
+        lse = torch.empty((plan.parts, rows, heads, queries), device=device)
+    if wants_lse:
+        page_lse = torch.full((rows, plan.entries, heads, queries), -torch.inf, device=device)
+    scales = {"key_scale": key_scale, "key_zero": key_zero, "value_scale": value_scale}
+    at: dict[str, torch.Tensor | None] = {"query": query, "out": to, "lse": lse, "page_lse": page_lse}
     launches = []
     if own is not None:
-        alone = [_alone(i, own, table) for i, table in enumerate(tables)]
-        launches.append(_launch(query, own.keys, own.values, alone, heads, 1, 1, partial, out, lse, page_lse))
-    if longest:
-        at = [x if x is None else x[first:] for x in (partial, lse)]
-        of_pages = None if page_lse is None else page_lse[:, first:]
-        launches.append(
-            _launch(query, key_pages, value_pages, read, heads, each, parts - first, at[0], out, at[1], of_pages, coded)
-        )
-    if partial is not None:
-        shape = {"heads": heads, "head_dim": head, "head_tile": max(16, power_of_two(head))}
-        merged = {"parts": partial, "lse": lse, "out": out, "queries": queries, "out_part": query.numel()}
-        arguments = {**merged, "count": parts, **shape, "block_q": tiles.queries}
-        launches.append(Launch(programs.merge, (-(-queries // tiles.queries), rows * heads), arguments, tiles.warps))
+        assert plan.own is not None
+        launches.append(plan.own.of(keys=own.keys, values=own.values, **dict.fromkeys(scales), **at))
+        rest = {"out": to[1:], "lse": lse if lse is None else lse[1:]} if plan.merge is not None else {}
+        at = {**at, **rest, "page_lse": page_lse if page_lse is None else page_lse[:, 1:]}
+    if plan.pages is not None:
+        launches.append(plan.pages.of(keys=keys, values=values, **scales, **at))
+    if plan.merge is not None:
+        launches.append(plan.merge.of(parts=to, lse=lse, out=out))
     return Attention(out, page_lse, tuple(launches))
 
 
@@ -152,35 +152,83 @@ def _alone(row: int, own: Own, table: BlockTable) -> _Reads:
     return _Reads((row,), 0, table.multiplicity[at : at + 1])
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What does not depend on what is in the tensors; launches without them.
+
+    ``parts``: that the keys of a row are split into; ``entries``: of the table of log-sum-exps.
+    """
+
+    parts: int
+    entries: int
+    own: Launch | None
+    pages: Launch | None
+    merge: Launch | None
+
+
+@by_form
+def _plan(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    key_scale: torch.Tensor | None,
+    key_zero: torch.Tensor | None,
+    value_scale: torch.Tensor | None,
+    own_keys: torch.Tensor | None,
+    own_values: torch.Tensor | None,
+    own_pages: tuple[int, ...],
+    tables: tuple[BlockTable, ...],
+    heads: int,
+    wants_lse: bool,
+    parts: int | None,
+    coded: bool,
+) -> _Plan:
+    check_reads(query, keys, values, tables, heads)
+    check_scales(keys, key_scale, key_zero, value_scale)
+    own = None if own_keys is None or own_values is None else Own(own_keys, own_values, own_pages)
+    if own is not None:
+        check_own(own, query, keys)
+    rows, queries, width = query.shape
+    head, first = width // heads, 0 if own is None else 1
+    read = [_Reads.of(table, None if own is None else own.at(i, table)) for i, table in enumerate(tables)]
+    coded = coded and keys.dtype in LARGEST and pays(queries, keys.shape[1])
+    tiles = attention_tiles(head, queries, query.dtype, keys.dtype, coded)
+    longest = max(len(table.pages) for table in read)
+    programs = -(-queries // tiles.queries) * rows * heads
+    each = max(1, -(-longest // (parts or splits(programs, longest, _processors(query.device)))))
+    parts = -(-longest // each) + first
+    entries = longest + first if wants_lse else 0
+    of_own = of_pages = merge = None
+    if own is not None:
+        alone = [_alone(i, own, table) for i, table in enumerate(tables)]
+        of_own = _launch(query, own.keys, alone, heads, 1, 1, entries)
+    if longest:
+        of_pages = _launch(query, keys, read, heads, each, parts - first, entries, coded)
+    if parts > 1:
+        merged = {"queries": queries, "out_part": query.numel(), "count": parts, "heads": heads, "head_dim": head}
+        shape = {"head_tile": max(16, power_of_two(head)), "block_q": tiles.queries}
+        grid = (-(-queries // tiles.queries), rows * heads)
+        merge = Launch(attention_program_triton.merge, grid, {**merged, **shape}, tiles.warps)
+    return _Plan(parts, entries, of_own, of_pages, merge)
+
+
 def _launch(
     query: torch.Tensor,
-    key_pages: KeyPages,
-    value_pages: ValuePages,
+    keys: torch.Tensor,
     tables: Sequence[_Reads],
     heads: int,
     each: int,
     parts: int,
-    partial: torch.Tensor | None,
-    out: torch.Tensor,
-    lse: torch.Tensor | None,
-    page_lse: torch.Tensor | None,
+    entries: int,
     coded: bool = False,
 ) -> Launch:
-    """Attention over the pages of ``tables``, ``each`` of them to a part, into ``partial``, or ``out`` if it is all."""
-    keys, values = codes_of(key_pages), codes_of(value_pages)
+    """Attention over the pages of ``tables``, ``each`` of them to a part, without its tensors."""
     rows, queries, width = query.shape
     head, tokens, device = width // heads, keys.shape[1], query.device
     tiles = attention_tiles(head, queries, query.dtype, keys.dtype, coded)
     longest = max(len(table.pages) for table in tables)
     weighted = any(table.multiplicity for table in tables)
     arguments = {
-        "query": query,
-        "keys": keys,
-        "values": values,
-        **_scales(key_pages, value_pages),
-        "out": out if partial is None else partial,
-        "lse": lse,
-        "page_lse": page_lse,
         "pages": on_device(tuple(table.pages for table in tables), device),
         "counts": on_device((tuple(len(table.pages) for table in tables),), device),
         "skips": on_device((tuple(table.skip_tokens for table in tables),), device),
@@ -188,7 +236,7 @@ def _launch(
         "queries": queries,
         "tokens": tokens,
         "table_width": longest,
-        "lse_width": longest if page_lse is None else page_lse.stride(0) // (heads * queries),
+        "lse_width": entries,
         "pages_each": each,
         "query_row": query.stride(0),
         "query_token": query.stride(1),
@@ -211,13 +259,7 @@ def _launch(
         "widened": triton.knobs.runtime.interpret,
     }
     grid = (-(-queries // tiles.queries), rows * heads, parts)
-    return Launch(programs.attend, grid, arguments, tiles.warps, tiles.stages)
-
-
-def _scales(keys: KeyPages, values: ValuePages) -> dict[str, torch.Tensor | None]:
-    if isinstance(keys, QuantisedKeys) and isinstance(values, QuantisedValues):
-        return {"key_scale": keys.scale, "key_zero": keys.zero, "value_scale": values.scale}
-    return {"key_scale": None, "key_zero": None, "value_scale": None}
+    return Launch(attention_program_triton.attend, grid, arguments, tiles.warps, tiles.stages)
 
 
 def _weights(tables: Sequence[_Reads]) -> tuple[tuple[float, ...], ...]:

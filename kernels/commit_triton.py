@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from kernels.copies import on_device
-from kernels.launch import Launch, power_of_two, require, require_pages, require_rows
+from kernels.launch import Launch, by_form, power_of_two, require, require_pages, require_rows
 from kernels.pairs import load_angles, load_pairs, store_pairs, turn
 from kernels.quantised import KeyPages, QuantisedKeys, QuantisedValues, ValuePages
 from kernels.quantised_triton import blocks_of, prepare_keys, prepare_values
@@ -116,8 +116,8 @@ def prepare(
     Raises:
         ValueError: a shape, type, stride or page number with which a kernel would write what it must not.
     """
-    _check(key, value, weight, cos, sin, layout)
     if isinstance(key_pages, QuantisedKeys) and isinstance(value_pages, QuantisedValues):
+        _check(key, value, weight, cos, sin, layout)
         inverse = torch.empty(key.shape[:2], device=key.device)
         finish = {"weight": weight, "inverse": inverse, "cos": cos, "sin": sin}
         return [
@@ -126,9 +126,12 @@ def prepare(
         ]
     if not (isinstance(key_pages, torch.Tensor) and isinstance(value_pages, torch.Tensor)):
         raise ValueError("keys or values are codes, but not both; expected both or neither")
-    return [_plain(key, value, weight, eps, cos, sin, layout, key_pages, value_pages, pages)]
+    launch = _plain(key, value, weight, eps, cos, sin, layout, key_pages, value_pages, tuple(pages))
+    stored = {"key_pages": key_pages, "value_pages": value_pages}
+    return [launch.of(key=key, value=value, weight=weight, cos=cos, sin=sin, **stored)]
 
 
+@by_form
 def _plain(
     key: torch.Tensor,
     value: torch.Tensor,
@@ -139,8 +142,10 @@ def _plain(
     layout: RotaryLayout,
     key_pages: torch.Tensor,
     value_pages: torch.Tensor,
-    pages: Sequence[int],
+    pages: tuple[int, ...],
 ) -> Launch:
+    """The launch for pages of elements, without its tensors."""
+    _check(key, value, weight, cos, sin, layout)
     rows, tokens, width = key.shape
     for name, stored in (("key_pages", key_pages), ("value_pages", value_pages)):
         require_rows(name, stored, 3)
@@ -151,14 +156,7 @@ def _plain(
     require(len(pages) == rows and len(set(pages)) == rows, f"pages {list(pages)} for {rows} rows; expected one each")
     half = width // (2 * layout.heads)
     arguments = {
-        "key": key,
-        "value": value,
-        "weight": weight,
-        "cos": cos,
-        "sin": sin,
-        "key_pages": key_pages,
-        "value_pages": value_pages,
-        "pages": on_device((tuple(pages),), key.device),
+        "pages": on_device((pages,), key.device),
         "tokens": tokens,
         "eps": float(eps),
         "key_row": key.stride(0),

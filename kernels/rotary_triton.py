@@ -1,13 +1,11 @@
 """Rotation of queries, of stored keys in place, and of codes as they are restored; Triton, one pass over memory."""
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 
 from kernels.configurations import LARGEST_HEAD, STREAM_TOKENS
-from kernels.launch import Launch, power_of_two, require, require_rows
+from kernels.launch import Launch, by_form, power_of_two, require, require_rows
 from kernels.pairs import load_angles, load_pairs, store_pairs, turn
 from kernels.quantised import LARGEST, QuantisedKeys
 from kernels.rotary import RotaryLayout
@@ -90,35 +88,50 @@ def prepare(
         ValueError: a shape, type or stride that the kernel cannot take.
     """
     codes = source if isinstance(source, torch.Tensor) else source.codes
-    read, written = _planes("keys", codes), _planes("target", target)
-    angles = [_planes("cos", cos), _planes("sin", sin)]
+    scale, zero = (None, None) if isinstance(source, torch.Tensor) else (source.scale, source.zero)
+    read, written, one, other = (
+        _planes(name, x) for name, x in (("keys", codes), ("target", target), ("cos", cos), ("sin", sin))
+    )
     require(codes.shape == target.shape, f"source is {tuple(codes.shape)} but target {tuple(target.shape)}")
+    launch = _launch(read, written, one, other, scale, zero, layout)
+    return launch.of(source=read, target=written, cos=one, sin=other, scale=scale, zero=zero)
+
+
+@by_form
+def _launch(
+    read: torch.Tensor,
+    written: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    scale: torch.Tensor | None,
+    zero: torch.Tensor | None,
+    layout: RotaryLayout,
+) -> Launch:
+    """The launch for planes of this form, without its tensors."""
+    for name, x in (("keys", read), ("target", written), ("cos", cos), ("sin", sin)):
+        require_rows(name, x, 3)
     planes, tokens, width = read.shape
     require(width % (2 * layout.heads) == 0, f"width {width} does not divide into pairs of {layout.heads} heads")
     require(
         width <= LARGEST_HEAD * layout.heads, f"heads have {width // layout.heads} elements; at most {LARGEST_HEAD}"
     )
     require(written.dtype in DTYPES, f"keys are {written.dtype}; expected one of {', '.join(map(str, DTYPES))}")
+    _check_ends(read, scale, zero)
     expected = (width // 2,)
-    for angle in angles:
+    for angle in (cos, sin):
         fits = angle.shape[0] in (1, planes) and angle.shape[1] in (1, tokens) and angle.shape[2:] == expected
         require(fits, f"angles are {tuple(angle.shape)}; expected {expected} or as many as of keys {tuple(read.shape)}")
         require(angle.dtype == torch.float32, f"angles are {angle.dtype}; expected float32")
-    require(angles[0].stride() == angles[1].stride(), "cos and sin lie differently in memory")
+    require(cos.stride() == sin.stride(), "cos and sin lie differently in memory")
     half = width // (2 * layout.heads)
     arguments = {
-        "source": read,
-        "target": written,
-        "cos": angles[0],
-        "sin": angles[1],
-        **_ends(source, read),
         "tokens": tokens,
         "source_plane": read.stride(0),
         "source_token": read.stride(1),
         "target_plane": written.stride(0),
         "target_token": written.stride(1),
-        "angle_plane": angles[0].stride(0) if angles[0].shape[0] > 1 else 0,
-        "angle_token": angles[0].stride(1) if angles[0].shape[1] > 1 else 0,
+        "angle_plane": cos.stride(0) if cos.shape[0] > 1 else 0,
+        "angle_token": cos.stride(1) if cos.shape[1] > 1 else 0,
         "heads": layout.heads,
         "half": half,
         "half_tile": power_of_two(half),
@@ -128,16 +141,16 @@ def prepare(
     return Launch(_rotate, (-(-tokens // STREAM_TOKENS), layout.heads, planes), arguments)
 
 
-def _ends(source: torch.Tensor | QuantisedKeys, read: torch.Tensor) -> dict[str, Any]:
-    if isinstance(source, torch.Tensor):
-        require(read.dtype in DTYPES, f"keys are {read.dtype}; expected one of {', '.join(map(str, DTYPES))}")
-        return {"scale": None, "zero": None}
-    require(read.dtype in LARGEST, f"codes are {read.dtype}; expected one of {', '.join(map(str, LARGEST))}")
-    for name, ends in (("scale", source.scale), ("zero", source.zero)):
-        expected = (*source.codes.shape[:-2], source.codes.shape[-1])
-        fits = ends.shape == expected and ends.dtype == torch.float32 and ends.is_contiguous()
-        require(fits, f"{name} is {tuple(ends.shape)} {ends.dtype}; expected {expected} float32, contiguous")
-    return {"scale": source.scale, "zero": source.zero}
+def _check_ends(read: torch.Tensor, scale: torch.Tensor | None, zero: torch.Tensor | None) -> None:
+    """Codes [planes, tokens, W] have a scale and a zero for each channel of each plane, and nothing else has."""
+    types = DTYPES if scale is None else tuple(LARGEST)
+    what = "keys" if scale is None else "codes"
+    require(read.dtype in types, f"{what} are {read.dtype}; expected one of {', '.join(map(str, types))}")
+    for name, ends in (("scale", scale), ("zero", zero)):
+        if ends is not None:
+            expected = read.shape[0] * read.shape[2]
+            fits = ends.numel() == expected and ends.dtype == torch.float32 and ends.is_contiguous()
+            require(fits, f"{name} is {tuple(ends.shape)} {ends.dtype}; expected {expected} float32, contiguous")
 
 
 def _planes(name: str, x: torch.Tensor) -> torch.Tensor:
@@ -148,5 +161,4 @@ def _planes(name: str, x: torch.Tensor) -> torch.Tensor:
         x = x.view(-1, *x.shape[-2:]) if x.dim() > 3 else x
     except RuntimeError:
         raise ValueError(f"{name} has strides {x.stride()}; expected the outer dimensions to be one") from None
-    require_rows(name, x, 3)
     return x

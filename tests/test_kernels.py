@@ -1,5 +1,7 @@
 """The plain-torch operations against slower truths: the library's rotation, dense attention, loops."""
 
+import weakref
+
 import pytest
 import torch
 from diffusers.models.transformers.transformer_ltx2 import apply_interleaved_rotary_emb, apply_split_rotary_emb
@@ -7,6 +9,7 @@ from diffusers.models.transformers.transformer_ltx2 import apply_interleaved_rot
 from errors import ConfigError
 from kernels.attention import BlockTable, attend, page_mass, read
 from kernels.commit import write
+from kernels.launch import by_form
 from kernels.ops import TORCH, ops
 from kernels.pack import pack, unpack
 from kernels.rotary import RotaryLayout, rotate
@@ -101,3 +104,26 @@ def test_the_implementation_is_an_explicit_choice() -> None:
     assert ops("torch") is TORCH
     with pytest.raises(ConfigError, match="impl is 'cuda'; expected 'torch' or 'triton'"):
         ops("cuda")
+
+
+def test_a_launch_is_planned_once_for_tensors_of_a_form_and_the_plan_holds_none_of_them() -> None:
+    planned = []
+
+    @by_form
+    def plan(x: torch.Tensor, pages: tuple[int, ...]) -> int:
+        planned.append((x.shape, x.stride(), x.dtype, pages))
+        if not pages:
+            raise ValueError("no page")
+        return len(planned)
+
+    x = torch.zeros(3, 4)
+    gone = weakref.ref(x)
+    assert plan(x, (1, 2)) == plan(torch.ones(3, 4), (1, 2)) == 1
+    others = [plan(torch.zeros(4, 3).T, (1, 2)), plan(x.half(), (1, 2)), plan(x, (2, 1)), plan(x.to("meta"), (1, 2))]
+    assert others == [2, 3, 4, 5]
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no page"):
+            plan(x, ())
+    assert len(planned) == 7
+    del x
+    assert gone() is None
