@@ -263,17 +263,23 @@ def test_a_generator_that_is_killed_while_a_session_comes_to_it_loses_nothing() 
     run(test)
 
 
+def end_soon(take: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on neither side waits long for the other: first the one that gave, then the one that has."""
+    monkeypatch.setattr(migration, "HELD_S", 0.1)
+    monkeypatch.setattr(migration, "AWAITED_S", 0.5)
+    take.first.migration._hold("a")
+    take.second.migration._await("a")
+
+
 def test_who_stands_still_and_is_not_fetched_goes_on_and_what_had_come_is_dropped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(migration, "HELD_S", 0.5)
-    monkeypatch.setattr(migration, "AWAITED_S", 8.0)
-
     async def test() -> None:
         async with watched() as take:
 
             async def before(call: str) -> None:
                 if call == "accept":
+                    end_soon(take, monkeypatch)
                     raise asyncio.CancelledError  # whoever moves it ends
 
             take.made.before = before
@@ -288,14 +294,12 @@ def test_who_stands_still_and_is_not_fetched_goes_on_and_what_had_come_is_droppe
 
 
 def test_who_has_come_and_was_taken_back_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(migration, "HELD_S", 3.0)
-    monkeypatch.setattr(migration, "AWAITED_S", 6.0)
-
     async def test() -> None:
         async with watched() as take:
 
             async def after(call: str) -> None:
                 if call == "accept":
+                    end_soon(take, monkeypatch)
                     raise asyncio.CancelledError
 
             take.made.after = after
