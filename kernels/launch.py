@@ -84,7 +84,9 @@ def by_form(make: Callable[P, T]) -> Callable[P, T]:
         return made
 
     @wraps(make)
-    def made(*arguments: P.args, **_: P.kwargs) -> T:
+    def made(*arguments: P.args, **named: P.kwargs) -> T:
+        if named:
+            raise TypeError(f"{', '.join(named)} given by name; expected all by position")
         return kept(_Given(arguments))
 
     return made

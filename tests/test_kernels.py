@@ -125,5 +125,7 @@ def test_a_launch_is_planned_once_for_tensors_of_a_form_and_the_plan_holds_none_
         with pytest.raises(ValueError, match="no page"):
             plan(x, ())
     assert len(planned) == 7
+    with pytest.raises(TypeError, match="pages given by name"):
+        plan(x, pages=(1, 2))
     del x
     assert gone() is None
