@@ -37,7 +37,6 @@ def attend(
     tokens,
     table_width,
     lse_width,
-    pages_each,
     query_row,
     page_stride,
     out_part,
@@ -81,8 +80,11 @@ def attend(
     of_row = pages + row * table_width
     weights_at = None if weights is None else weights + row * table_width
     skip = tl.load(skips + row)
-    first = part * pages_each
-    last = tl.minimum(first + pages_each, tl.load(counts + row))
+    # By the row's own pages alone: whoever else is in the batch changes not one bit of it.
+    count = tl.load(counts + row)
+    each = tl.cdiv(count, tl.num_programs(2))
+    first = tl.minimum(part * each, count)
+    last = tl.minimum(first + each, count)
     top = tl.full([block_q], float("-inf"), tl.float32)
     total = tl.zeros([block_q], tl.float32)
     acc = tl.zeros([block_q, head_tile], tl.float32)

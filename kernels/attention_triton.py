@@ -102,9 +102,10 @@ def prepare(
         value_scale = value_pages.scale
     if own is not None:
         own_keys, own_values, own_pages = own.keys, own.values, own.pages
+    coded = coded and key_scale is not None and pays(query.shape[1], keys.shape[1])
     plan = _plan(
         query, keys, values, key_scale, key_zero, value_scale, own_keys, own_values, own_pages,
-        tuple(tables), heads, wants_lse, parts, coded,
+        tuple(tables), heads, wants_lse, parts, coded, _processors(query.device),
     )  # fmt: skip
     (rows, queries, _), device = query.shape, query.device
     out = torch.empty(query.shape, dtype=query.dtype, device=device)
@@ -182,6 +183,7 @@ def _plan(
     wants_lse: bool,
     parts: int | None,
     coded: bool,
+    processors: int,
 ) -> _Plan:
     check_reads(query, keys, values, tables, heads)
     check_scales(keys, key_scale, key_zero, value_scale)
@@ -191,19 +193,17 @@ def _plan(
     rows, queries, width = query.shape
     head, first = width // heads, 0 if own is None else 1
     read = [_Reads.of(table, None if own is None else own.at(i, table)) for i, table in enumerate(tables)]
-    coded = coded and keys.dtype in LARGEST and pays(queries, keys.shape[1])
     tiles = attention_tiles(head, queries, query.dtype, keys.dtype, coded)
     longest = max(len(table.pages) for table in read)
     programs = -(-queries // tiles.queries) * rows * heads
-    each = max(1, -(-longest // (parts or splits(programs, longest, _processors(query.device)))))
-    parts = -(-longest // each) + first
+    parts = min(longest, parts or splits(programs, longest, processors)) + first
     entries = longest + first if wants_lse else 0
     of_own = of_pages = merge = None
     if own is not None:
         alone = [_alone(i, own, table) for i, table in enumerate(tables)]
-        of_own = _launch(query, own.keys, alone, heads, 1, 1, entries)
+        of_own = _launch(query, own.keys, alone, heads, 1, entries)
     if longest:
-        of_pages = _launch(query, keys, read, heads, each, parts - first, entries, coded)
+        of_pages = _launch(query, keys, read, heads, parts - first, entries, coded)
     if parts > 1:
         merged = {"queries": queries, "out_part": query.numel(), "count": parts, "heads": heads, "head_dim": head}
         shape = {"head_tile": max(16, power_of_two(head)), "block_q": tiles.queries}
@@ -217,12 +217,11 @@ def _launch(
     keys: torch.Tensor,
     tables: Sequence[_Reads],
     heads: int,
-    each: int,
     parts: int,
     entries: int,
     coded: bool = False,
 ) -> Launch:
-    """Attention over the pages of ``tables``, ``each`` of them to a part, without its tensors."""
+    """Attention over the pages of ``tables`` in so many parts, without its tensors."""
     rows, queries, width = query.shape
     head, tokens, device = width // heads, keys.shape[1], query.device
     tiles = attention_tiles(head, queries, query.dtype, keys.dtype, coded)
@@ -237,7 +236,6 @@ def _launch(
         "tokens": tokens,
         "table_width": longest,
         "lse_width": entries,
-        "pages_each": each,
         "query_row": query.stride(0),
         "query_token": query.stride(1),
         "page_stride": keys.stride(0),

@@ -58,6 +58,17 @@ def test_parts_of_a_row_are_put_together_to_the_same(parts: int) -> None:
     check(draw(2, 4, 16), pool(5, 63, 16, set(range(5)), torch.float32), tables, 2, parts)
 
 
+@pytest.mark.parametrize("parts", [1, 2, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_does_not_depend_on_the_rows_beside_it(dtype: torch.dtype, parts: int) -> None:
+    """Not one bit of it, however many pages they read, in part or merged."""
+    storage, query = pool(9, 33, 20, set(range(9)), dtype), draw(2, 4, 20, dtype=dtype)
+    mine = BlockTable((4, 0, 7, 2))
+    beside = (BlockTable((1,)), BlockTable(tuple(range(9)), 5), BlockTable((3, 6), multiplicity=(2, 3)))
+    rows = [triton.prepare(query, *storage, [mine, one], 2, parts=parts).run().out[0] for one in beside]
+    assert all(torch.equal(row, rows[0]) for row in rows[1:])
+
+
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_merged_chunk_counts_as_often_as_it_stands_for(parts: int) -> None:
     merged, copied = BlockTable((1, 0), 2, (3, 1)), BlockTable((1, 1, 1, 0), 0)
