@@ -280,7 +280,7 @@ def compiled(report: Report) -> None:
     from kernels.ahead_of_time import SHARED_BYTES
     from kernels.ahead_of_time import report as resources
 
-    report.configuration["compiled for"] = "sm_90"
+    report.configuration |= {"device": "none here", "compiled for": "sm_90"}
     report.notes.append("There is no GPU here: nothing was run and nothing was timed.")
     rows = list(resources(0, 15 if report.options.quick else 1))
     columns = ("kernel", "registers", "stack bytes", "shared kB", "matrix instructions", "instructions a tile")
@@ -303,6 +303,7 @@ def bars(names: list[str], values: Sequence[float], what: str) -> Figure:
     axes = figure.subplots()
     axes.barh(names, values)
     axes.invert_yaxis()
+    axes.margins(y=0.005)
     label(axes, "Triton kernels", what, "")
     return figure
 
