@@ -1,8 +1,9 @@
 """Triton's interpreter, without what it does again at every operation for nothing: half of its time.
 
 It looks through all of Triton's language at every call of a function of a kernel, to put its own operations in the
-place of those that are there already; it makes a table of types for every type it looks up; and it computes whether
-integers overflow and drops the answer, unless it debugs.
+place of those that are there already; it makes a table of types for every type it looks up; it computes whether
+integers overflow and drops the answer, unless it debugs; it says the shape of every tensor anew; and it looks at each
+dimension of two tensors of one shape whether either is to be broadcast.
 """
 
 import os
@@ -34,6 +35,7 @@ def quicken() -> None:
 
     found._patch_lang = patch_once
     found._get_np_dtype = _by_name(found._get_np_dtype)
+    _quicken_shapes()
     options = found.interpreter_builder.options
     found.interpreter_builder.options = replace(options, sanitize_overflow=options.debug)
 
@@ -50,3 +52,38 @@ def _by_name(look_up: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return known[name]
 
     return looked_up
+
+
+def _quicken_shapes() -> None:
+    """Types of one element and shape share what is said of it, and so do tensors of one shape."""
+    from triton.language import core as ours
+    from triton.language.semantic import TritonSemantic as Semantic
+
+    core: Any = ours
+    of_types: dict[tuple[Any, ...], dict[str, Any]] = {}
+    of_tensors: dict[tuple[int, ...], tuple[Any, Any]] = {}
+    make_type, make_tensor, broadcast = core.block_type.__init__, core.tensor.__init__, Semantic.broadcast_impl_value
+
+    def type_init(self: Any, element_ty: Any, shape: Any) -> None:
+        key = (element_ty.name, *[s.value if type(s) is core.constexpr else s for s in shape])
+        if key not in of_types:
+            make_type(self, element_ty, shape)
+            of_types[key] = {name: value for name, value in self.__dict__.items() if name != "element_ty"}
+        self.__dict__.update(of_types[key], element_ty=element_ty)
+
+    def tensor_init(self: Any, handle: Any, type: Any) -> None:
+        key = tuple(type.shape.values) if type.is_block() else ()
+        if key not in of_tensors:
+            make_tensor(self, handle, type)
+            of_tensors[key] = self.shape, self.numel
+        self.handle, self.type, self.dtype = handle, type, type.scalar
+        self.shape, self.numel = of_tensors[key]
+
+    def broadcast_once(self: Any, lhs: Any, rhs: Any) -> Any:
+        one, other = lhs.type, rhs.type
+        if one.is_block() and other.is_block() and one.shape.values == other.shape.values:
+            return lhs, rhs
+        return broadcast(self, lhs, rhs)
+
+    core.block_type.__init__, core.tensor.__init__ = type_init, tensor_init
+    Semantic.broadcast_impl_value = broadcast_once  # type: ignore[method-assign]
