@@ -37,11 +37,10 @@ class Launch:
         Raises:
             ValueError: the tensors are where no Triton kernel can run.
         """
-        tensors = {name: a for name, a in self.arguments.items() if isinstance(a, torch.Tensor)}
-        places = {t.device for t in tensors.values()}
-        if len(places) > 1:
-            raise ValueError(f"tensors are on {sorted(map(str, places))}; expected one device")
-        place = places.pop()
+        places = [x.device for x in self.arguments.values() if isinstance(x, torch.Tensor)]
+        place = places[0]
+        if places.count(place) < len(places):
+            raise ValueError(f"tensors are on {sorted(set(map(str, places)))}; expected one device")
         if place.type != "cuda" and not (place.type == "cpu" and triton.knobs.runtime.interpret):
             raise ValueError(
                 f"tensors are on {place}; Triton's kernels run on a GPU, and on a CPU only in Triton's interpreter"
