@@ -131,7 +131,7 @@ def test_hundreds_of_moves_round_the_sink_s_keys_once(memory: str, dtype: torch.
     assert stream.statistics().epoch > 20
     for t, ledger in session.manager.ledgers.items():
         rope = model.ropes[KEY_KIND[t]]
-        relocate(first[t], *rope.delta(0, ledger.entries[0].slot), rope.layout)
+        made.ops.relocate(first[t], *rope.delta(0, ledger.entries[0].slot), rope.layout)
         assert torch.equal(made.pool.storage[t][:, 0, session.page(t, ledger.entries[0].place)], first[t])
 
 
