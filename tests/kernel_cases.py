@@ -1,7 +1,9 @@
 """What the tests of Triton's kernels share: where they run, what is close enough, and pools full of NaN."""
 
 import torch
+from hypothesis import strategies as st
 
+from kernels.attention import BlockTable
 from tests.interpreter import quicken
 
 quicken()
@@ -31,3 +33,15 @@ def near(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
     """Nowhere further apart than ``tolerance`` of the largest number expected, and NaN nowhere."""
     largest = float(expected.double().abs().max())
     torch.testing.assert_close(got.double(), expected.double(), atol=tolerance * largest, rtol=0)
+
+
+@st.composite
+def block_tables(draw: st.DrawFn, pages: int, tokens: int) -> list[BlockTable]:
+    """Rows of any keep-sets, with subject anchors and merged chunks; a page may be in several rows."""
+    tables = []
+    for _ in range(draw(st.integers(1, 3))):
+        chosen = draw(st.lists(st.integers(0, pages - 1), min_size=1, max_size=pages, unique=True))
+        merged = draw(st.one_of(st.just([]), st.lists(st.integers(1, 9), min_size=pages, max_size=pages)))
+        skip = draw(st.integers(0, tokens - 1))
+        tables.append(BlockTable(tuple(chosen), skip, tuple(merged[: len(chosen)])))
+    return tables

@@ -12,7 +12,7 @@ from kernels import attention_triton as triton
 from kernels.attention import BlockTable, Own
 from kernels.configurations import AttentionTiles, attention_tiles, splits
 from kernels.quantised import LARGEST, QuantisedKeys, QuantisedValues, quantise_keys, quantise_values
-from tests.kernel_cases import ATTENTION_TOLERANCE, DEVICE, DTYPES, draw, near, poisoned
+from tests.kernel_cases import ATTENTION_TOLERANCE, DEVICE, DTYPES, block_tables, draw, near, poisoned
 
 
 def pool(pages: int, tokens: int, width: int, written: set[int], dtype: torch.dtype) -> torch.Tensor:
@@ -123,12 +123,7 @@ def test_any_block_tables_give_what_the_reference_gives(data: st.DataObject) -> 
     """Random pools, keep-sets, anchors, merges and splits; a page may be in several rows."""
     heads, head = data.draw(st.integers(1, 3)), data.draw(st.sampled_from([2, 6, 16]))
     tokens, pages = data.draw(st.sampled_from([1, 7, 33])), data.draw(st.integers(1, 6))
-    tables = []
-    for _ in range(data.draw(st.integers(1, 3))):
-        chosen = data.draw(st.lists(st.integers(0, pages - 1), min_size=1, max_size=pages, unique=True))
-        merged = data.draw(st.one_of(st.just([]), st.lists(st.integers(1, 9), min_size=pages, max_size=pages)))
-        skip = data.draw(st.integers(0, tokens - 1))
-        tables.append(BlockTable(tuple(chosen), skip, tuple(merged[: len(chosen)])))
+    tables = data.draw(block_tables(pages, tokens))
     written = {page for table in tables for page in table.pages}
     storage = pool(pages, tokens, heads * head, written, torch.float32)
     query = draw(len(tables), data.draw(st.integers(1, 5)), heads * head, seed=4)

@@ -13,7 +13,7 @@ from kernels import attention_triton as triton
 from kernels import coded_queries
 from kernels.attention import BlockTable, Own
 from kernels.quantised import LARGEST, QuantisedKeys, QuantisedValues, quantise_keys, quantise_values
-from tests.kernel_cases import ATTENTION_TOLERANCE, DTYPES, draw, near
+from tests.kernel_cases import ATTENTION_TOLERANCE, DTYPES, block_tables, draw, near
 
 # Of the largest number that comes out: what a code more or less in a query does, and what all codes of queries do.
 BORDER, ERROR = 2e-3, 0.06
@@ -113,12 +113,7 @@ def test_loud_tokens_and_logits_of_thousands_do_not_overflow(dtype: torch.dtype,
 def test_any_block_tables_give_what_the_reference_gives(data: st.DataObject) -> None:
     heads, head = data.draw(st.integers(1, 3)), data.draw(st.sampled_from([2, 6, 16]))
     tokens, pages = data.draw(st.sampled_from([1, 7, 33])), data.draw(st.integers(1, 6))
-    tables = []
-    for _ in range(data.draw(st.integers(1, 3))):
-        chosen = data.draw(st.lists(st.integers(0, pages - 1), min_size=1, max_size=pages, unique=True))
-        merged = data.draw(st.one_of(st.just([]), st.lists(st.integers(1, 9), min_size=pages, max_size=pages)))
-        skip = data.draw(st.integers(0, tokens - 1))
-        tables.append(BlockTable(tuple(chosen), skip, tuple(merged[: len(chosen)])))
+    tables = data.draw(block_tables(pages, tokens))
     written = {page for table in tables for page in table.pages}
     keys, values = pages_of(data.draw(st.sampled_from(list(LARGEST))), pages, tokens, heads * head, written)
     query = draw(len(tables), data.draw(st.integers(1, 5)), heads * head, seed=4)
