@@ -134,26 +134,26 @@ class GeneratorReplica:
         return found
 
     async def expect(self, nbytes: int) -> str:
-        """See ``Generator.expect``."""
-        return await self.generator.expect(nbytes)
+        """See ``Carriage.expect``."""
+        return await self.generator.carriage.expect(nbytes)
 
     async def add(self, ticket: str, offset: int, piece: bytes) -> None:
         """See ``Freight.add``."""
-        self.generator.incoming.add(ticket, offset, piece)
+        self.generator.carriage.incoming.add(ticket, offset, piece)
 
     async def unpack(self, carried: Carrier, session: str, owner: str, ticket: str) -> dict[str, Any]:
-        """See ``Generator.unpack``."""
+        """See ``Carriage.unpack``."""
         with span("unpack", carried, session=session):
-            found = await self.generator.unpack(session, owner, ticket)
+            found = await self.generator.carriage.unpack(session, owner, ticket)
         await self._told()
         return found
 
     async def take_over(self, carried: Carrier, session: str, generator: str) -> dict[str, Any]:
-        """See ``Generator.take_over``; raises ``ServiceError`` if another ``generator`` was meant, which has gone."""
+        """See ``Succession.take_over``; raises ``ServiceError`` if another ``generator`` was meant, which has gone."""
         if generator != self.name:
             raise ServiceError(f"generator {generator} has gone; ask again")
         with span("take over", carried, session=session):
-            found = await self.generator.take_over(session)
+            found = await self.generator.succession.take_over(session)
         await self._told()
         return found
 
@@ -162,15 +162,15 @@ class GeneratorReplica:
         return await self.generator.migration.ask(call, session, *arguments)
 
     async def hand_over(self, session: str, passed: bool = False) -> None:
-        """See ``Generator.hand_over``."""
-        await self.generator.hand_over(session, passed)
+        """See ``Succession.hand_over``."""
+        await self.generator.succession.hand_over(session, passed)
         told = self.directory.desert.remote(session)
-        self.generator.left(session)
+        self.generator.succession.left(session)
         await told
 
     async def shelter(self, session: str) -> None:
-        """See ``Generator.shelter``."""
-        await self.generator.shelter(session)
+        """See ``Succession.shelter``."""
+        await self.generator.succession.shelter(session)
 
     async def report(self) -> None:
         """Tell the directory at once what is held."""

@@ -5,14 +5,11 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
-from functools import partial
 from typing import Any, TypeVar
 
 from actors.bookkeeping import Ledger, OwnLedger
-from actors.carrying import bring, export
-from actors.elsewhere import shelter
-from actors.freight import Freight
-from actors.ledger_service import Entry, Statement
+from actors.carriage import Carriage
+from actors.ledger_service import Entry
 from actors.live import OVER, Live, State
 from actors.metrics import Meter, Tally
 from actors.migration import Migration
@@ -20,18 +17,16 @@ from actors.order import Order
 from actors.pace import Pace
 from actors.showing import messages
 from actors.step_loop import See, StepLoop
-from actors.takeover import Taken, take_over, taken_over, undone
+from actors.succession import Succession
 from actors.worker import FAILURES, Direction, Worker
 from errors import BadMessage, FencedOff, NoCapacity, RecordLost, SessionMoved, SessionOver, UnknownSession
 from streams.snapshot import identity
 
 NEARER_S = 0.01  # between two looks at what is on its way
-CALLS = {"control", "pause", "resume", "fork", "stop", "acknowledge", "inspect", "thumbnail", "export", "piece"}
+FILES = {"export", "piece"}
+CALLS = {"control", "pause", "resume", "fork", "stop", "acknowledge", "inspect", "thumbnail", *FILES}
 PROMISE_S = 5.0  # how long a control waits for the ledger service
 T = TypeVar("T")
-Take = Callable[[str, Statement], Taken]
-Undo = Callable[[str, Statement, bool], None]
-Done = Callable[[str, Statement], None]
 LOG = logging.getLogger("longtake.generator")
 
 
@@ -62,10 +57,7 @@ class Generator:
         self.seconds = float(worker.engine.backbone.geometry.seconds)
         self.capacity = worker.engine.config.sessions
         self.identity = identity(worker.engine)
-        self._coming: dict[str, asyncio.Task[None]] = {}
-        self.leaving: dict[str, dict[str, Any]] = {}  # sessions that are handed over, until the directory knows
-        self.outgoing, self.incoming = Freight(clock=clock), Freight(clock=clock)
-        self.migration = Migration(self)
+        self.migration, self.succession, self.carriage = Migration(self), Succession(self), Carriage(self)
 
     # -- life
 
@@ -105,7 +97,7 @@ class Generator:
             raise BadMessage(f"call is {call!r}; expected one of {', '.join(sorted(CALLS))}")
         if self.known(session).owner != owner:
             raise UnknownSession(f"no session {session!r}")
-        return await getattr(self, call)(session, *arguments)
+        return await getattr(self.carriage if call in FILES else self, call)(session, *arguments)
 
     async def create(self, session: str, order: Order, owner: str = "") -> dict[str, Any]:
         """Begin a session.
@@ -116,17 +108,17 @@ class Generator:
         """
         if session in self.sessions:
             raise BadMessage(f"session {session!r} exists already")
-        await self._whole(self._create(session, order, owner), session)
+        await self.whole(self._create(session, order, owner), session)
         return self.describe(session)
 
     async def _create(self, session: str, order: Order, owner: str) -> None:
         await self.loop.between(self.worker.open, session, order, owner)
-        await self._book(session)
-        self._enter(Live(session, self.pace, self.seconds, self.clock(), owner))
+        await self.book(session)
+        self.enter(self.begun(session, owner))
 
     async def control(self, session: str, direction: Direction) -> dict[str, Any]:
         """Direct a session; the receipt says from which chunk it holds."""
-        live = self._open(session)
+        live = self.steerable(session)
         async with live.directing:
             await self._ensure_on(live)
             if direction.do == "return":
@@ -146,29 +138,29 @@ class Generator:
 
     async def pause(self, session: str) -> dict[str, Any]:
         """Put a session away until ``resume``; idempotent."""
-        live = self._open(session)
-        await self._whole(self._put_away(live, "asked for", held=True))
+        live = self.steerable(session)
+        await self.whole(self.put_away(live, "asked for", held=True))
         return {"session": session, "do": "pause", "from": live.made}
 
     async def resume(self, session: str) -> dict[str, Any]:
         """Go on with a session; idempotent. Raises ``NoCapacity`` while the pool is full."""
-        live = self._open(session)
+        live = self.steerable(session)
         await self._ensure_on(live)
         return {"session": session, "do": "resume", "from": live.made}
 
     async def fork(self, session: str, child: str, seed: int | None = None) -> dict[str, Any]:
         """A second session with the same past."""
-        begin = await self._whole(self._make_fork(session, child, seed), child)
+        begin = await self.whole(self._make_fork(session, child, seed), child)
         return {"session": session, "do": "fork", "from": begin, "child": child}
 
     async def _make_fork(self, session: str, child: str, seed: int | None) -> int:
         if child in self.sessions:
             raise BadMessage(f"session {child!r} exists already")
-        live = self._open(session)
+        live = self.steerable(session)
         await self._ensure_on(live)
         begin: int = await self.loop.between(self._fork, session, child, seed)
-        await self._book(child)
-        self._enter(Live(child, self.pace, self.seconds, self.clock(), live.owner, base=begin - 1, next_chunk=begin))
+        await self.book(child)
+        self.enter(self.begun(child, live.owner, begin))
         return begin
 
     async def stop(self, session: str) -> dict[str, Any]:
@@ -177,169 +169,13 @@ class Generator:
         self._require_here(live)
         at = live.made
         live.enter(State.STOPPED, self.clock(), "asked for")
-        await self._whole(self._forget(live))
+        await self.whole(self._forget(live))
         LOG.info("session stopped", extra={"session": session, "chunk": at})
         return {"session": session, "do": "stop", "from": at}
 
-    async def export(self, session: str, most_bytes: int) -> dict[str, Any]:
-        """A session as a file, which waits to be asked for by ``piece``: its ``ticket``, and how many ``bytes``.
-
-        Raises:
-            NoCapacity: enough files are on their way.
-            BadMessage: it is larger than ``most_bytes``.
-        """
-        self._open(session)
-        ticket = self.outgoing.reserve()
-        try:
-            data: bytes = await self.loop.between(export, self.worker, session)
-            if len(data) > most_bytes:
-                raise BadMessage(f"the take has {len(data):,} bytes; expected at most {most_bytes:,}")
-        except BaseException:
-            self.outgoing.drop(ticket)
-            raise
-        self.outgoing.put(ticket, data)
-        return {"ticket": ticket, "bytes": len(data)}
-
-    async def piece(self, session: str, ticket: str, offset: int) -> bytes:
-        """The next piece of an exported session; raises ``BadMessage`` if it was not asked for in time."""
-        return self.outgoing.piece(ticket, offset)
-
     async def bring(self, session: str, owner: str, nbytes: int, pieces: AsyncIterator[bytes]) -> dict[str, Any]:
-        """Begin a session with the take of a file; see ``carrying.bring``."""
-        ticket, offset = await self.expect(nbytes), 0
-        try:
-            async for piece in pieces:
-                self.incoming.add(ticket, offset, piece)
-                offset += len(piece)
-            return await self.unpack(session, owner, ticket)
-        finally:
-            self.incoming.drop(ticket)
-
-    async def expect(self, nbytes: int) -> str:
-        """A ticket for a file of so many bytes that is to come; raises ``NoCapacity``."""
-        ticket = self.incoming.reserve()
-        self.incoming.expect(ticket, nbytes)
-        return ticket
-
-    async def unpack(self, session: str, owner: str, ticket: str) -> dict[str, Any]:
-        """Begin a session with the file that has come."""
-        if session in self.sessions:
-            raise BadMessage(f"session {session!r} exists already")
-        await self._whole(self._unpack(session, owner, self.incoming.whole(ticket)), session)
-        return self.describe(session)
-
-    async def _unpack(self, session: str, owner: str, data: bytes) -> None:
-        begin: int = await self.loop.between(bring, self.worker, session, data, owner)
-        await self._book(session)
-        self._enter(Live(session, self.pace, self.seconds, self.clock(), owner, base=begin - 1, next_chunk=begin))
-
-    async def take_over(self, session: str) -> dict[str, Any]:
-        """Go on with a session that another generator lost or gave away; again is no error.
-
-        Raises:
-            UnknownSession: the ledger service knows no such session.
-            NoCapacity: every place in the pool is taken.
-            LongtakeError: what is left of it cannot be used here.
-        """
-        coming = self._coming.get(session)
-        if coming is not None:
-            await asyncio.wait([coming])
-        if session not in self.sessions:
-            await self.come(session, self._take_over(session))
-        await self.migration.confirmed(session)
-        return self.describe(session)
-
-    async def come(self, session: str, work: Coroutine[Any, Any, None]) -> None:
-        """Do what has a session come here, unless that is under way already; to its end, whoever asked."""
-        begun = self._coming.get(session)
-        if begun is None:
-            begun = self._coming[session] = self.loop.spawn(work)
-            begun.add_done_callback(lambda _: self._coming.pop(session, None))
-        else:
-            work.close()
-        await asyncio.shield(begun)
-
-    async def _take_over(self, session: str) -> None:
-        await self.migration.drop(session)
-        worker = self.worker
-        await self.enter_taken(
-            session, partial(take_over, worker), partial(undone, worker), partial(taken_over, worker)
-        )
-
-    async def enter_taken(
-        self,
-        session: str,
-        take: Take,
-        undo: Undo,
-        done: Done = lambda session, statement: None,
-        number: int | None = None,
-    ) -> None:
-        """Claim a session's books, have the compute thread ``take`` it, and go on with it; or ``undo`` that.
-
-        Args:
-            undo: is told whether the books refused, and so are as they were.
-            done: once the books have it here.
-            number: of operations that its books must have.
-        """
-        statement = await self.loop.books.claim(session, number)
-        try:
-            taken: Taken = await self.loop.between(take, session, statement)
-            await self.loop.books.restate(session)
-        except BaseException as error:
-            self.loop.books.drop(session)
-            await self.loop.between(undo, session, statement, isinstance(error, (FencedOff, NoCapacity)))
-            raise
-        with suppress(FAILURES):  # a store that is gone has nothing left
-            await self.loop.between(done, session, statement)
-        again = [one.chunk.index for one in taken.shown if one.chunk is not None]
-        begin = again[0] if again else self.worker.reels[session].next_chunk
-        live = Live(session, self.pace, self.seconds, self.clock(), taken.owner, base=begin - 1, next_chunk=begin)
-        live.shown = True  # its first chunk was somebody else's
-        live.pieces.extend(taken.pieces)
-        live.header, live.mime = taken.header, taken.mime
-        self.loop.show_again(live, taken.shown)
-        if live.publishing is not None:
-            await asyncio.wait([live.publishing])  # or whoever comes first would be given what it has
-        self.loop.meter.add("takeovers")
-        if self.worker.reels[session].held:
-            with suppress(FAILURES):  # it is here in any case; it goes on, and is put away when nobody watches
-                await self._put_away(live, "asked for", held=True)
-        self._enter(live)
-
-    async def hand_over(self, session: str, passed: bool = False) -> None:
-        """Give a session away, for another generator to take over; its viewers come back by themselves.
-
-        It is ``held`` until ``left`` says that the directory is told. ``passed``: the other one has it already, see
-        ``Migration``. Raises ``NoCapacity`` if the vault is full, and then it stays.
-        """
-        if passed:
-            released = self.migration.release(session)
-            if released is not None:
-                self.leaving[session] = self._told(released)
-                await self.loop.give_away(released, whole=True)
-            return
-        live = self._open(session)
-        live.moving = True
-        try:
-            await self._whole(self._put_away(live, "it moves to another generator", held=live.held))
-            if live.publishing is not None:
-                await asyncio.wait([live.publishing])
-            await self.loop.books.restate(session)
-            self.leaving[session] = self._told(live)
-            await self.loop.give_away(live)
-        except BaseException:
-            self.leaving.pop(session, None)
-            raise
-        finally:
-            live.moving = False
-
-    def left(self, session: str) -> None:
-        """The directory is told that a session was handed over."""
-        self.leaving.pop(session, None)
-
-    async def shelter(self, session: str) -> None:
-        """Have a session that was handed over and is put away in this node's vault, until somebody asks for it."""
-        await self.loop.between(shelter, self.worker, session)
+        """See ``Carriage.bring``."""
+        return await self.carriage.bring(session, owner, nbytes, pieces)
 
     async def watch(
         self, session: str, owner: str, viewer: str, after: int | None, credits: int, from_key: bool = True
@@ -415,12 +251,8 @@ class Generator:
 
         A session that is being handed over is told of until it is gone, so that it is never nobody's.
         """
-        told = {name: self._told(live) for name, live in self.sessions.items()}
-        return list((self.leaving | told).values())
-
-    def _told(self, live: Live) -> dict[str, Any]:
-        on = live.state is not State.PAUSED
-        return {**self.describe(live.id), "owner": live.owner, "on": on, "identity": self.identity}
+        told = {name: self.told(live) for name, live in self.sessions.items()}
+        return list((self.succession.leaving | told).values())
 
     def slack_s(self) -> float:
         """How long before their deadlines chunks were published lately, the worst of them; infinite if nobody plays."""
@@ -430,9 +262,41 @@ class Generator:
         """Set all gauges."""
         await self.loop.measure()
 
-    # -- inside
+    # -- for the parts, and inside
 
-    async def _whole(self, work: Coroutine[Any, Any, T], new: str = "") -> T:
+    def known(self, session: str) -> Live:
+        """A session that is here; raises ``UnknownSession``."""
+        if session not in self.sessions:
+            raise UnknownSession(f"no session {session!r}")
+        return self.sessions[session]
+
+    def steerable(self, session: str) -> Live:
+        """One that takes directions; raises ``SessionOver``, and ``SessionMoved`` while it moves."""
+        live = self.known(session)
+        if live.state in OVER:
+            raise SessionOver(f"{session} is {live.state.value}: {live.reason or 'it takes no more directions'}")
+        self._require_here(live)
+        return live
+
+    def begun(self, session: str, owner: str, begin: int = 0) -> Live:
+        """A session whose next chunk is ``begin``, not entered yet."""
+        return Live(session, self.pace, self.seconds, self.clock(), owner, base=begin - 1, next_chunk=begin)
+
+    def enter(self, live: Live) -> None:
+        """A session is here, and goes on."""
+        self.sessions[live.id] = live
+        self.loop.wake()
+        LOG.info("session begins", extra={"session": live.id, "chunk": live.next_chunk})
+
+    async def book(self, session: str) -> None:
+        """Enter a new session in the ledger service; if that fails there is no session."""
+        try:
+            await self.loop.books.open(session)
+        except BaseException:
+            await self.loop.between(self.worker.close, session)
+            raise
+
+    async def whole(self, work: Coroutine[Any, Any, T], new: str = "") -> T:
         """Do ``work`` to its end even if whoever asked has gone; a session ``new`` is stopped then."""
         task = self.loop.spawn(work)
         try:
@@ -441,24 +305,30 @@ class Generator:
             self.loop.spawn(self._settled(task, new))
             raise
 
+    async def put_away(self, live: Live, reason: str, held: bool) -> None:
+        """Put a session away until somebody watches it again; until ``resume`` if it is ``held``."""
+        async with live.turning:
+            if live.state in OVER:
+                return
+            before = live.state
+            live.enter(State.PAUSED, self.clock(), reason, held)  # first: from now on no step may take it
+            try:
+                await self.loop.between(self.worker.put_away, live.id, held)
+            except FAILURES:
+                if live.state is State.PAUSED:
+                    live.enter(before, self.clock())
+                raise
+
+    def told(self, live: Live) -> dict[str, Any]:
+        """What the directory is told of one session."""
+        on = live.state is not State.PAUSED
+        return {**self.describe(live.id), "owner": live.owner, "on": on, "identity": self.identity}
+
     async def _settled(self, task: "asyncio.Task[Any]", new: str) -> None:
         with suppress(FAILURES):
             await task
             if new:
                 await self.stop(new)
-
-    async def _book(self, session: str) -> None:
-        """Enter a new session in the ledger service; if that fails there is no session."""
-        try:
-            await self.loop.books.open(session)
-        except BaseException:
-            await self.loop.between(self.worker.close, session)
-            raise
-
-    def _enter(self, live: Live) -> None:
-        self.sessions[live.id] = live
-        self.loop.wake()
-        LOG.info("session begins", extra={"session": live.id, "chunk": live.next_chunk})
 
     def _directed(self, session: str, direction: Direction) -> tuple[int, Entry]:
         begin = self.worker.direct(session, direction)
@@ -477,7 +347,7 @@ class Generator:
         return self.worker.reels[child].next_chunk
 
     async def _ensure_on(self, live: Live) -> None:
-        await self._whole(self._bring_back(live))
+        await self.whole(self._bring_back(live))
 
     async def _bring_back(self, live: Live) -> None:
         async with live.turning:
@@ -492,36 +362,10 @@ class Generator:
                     live.enter(State.RUNNING, self.clock())
                     self.loop.wake()
 
-    async def _put_away(self, live: Live, reason: str, held: bool) -> None:
-        async with live.turning:
-            if live.state in OVER:
-                return
-            before = live.state
-            live.enter(State.PAUSED, self.clock(), reason, held)  # first: from now on no step may take it
-            try:
-                await self.loop.between(self.worker.put_away, live.id, held)
-            except FAILURES:
-                if live.state is State.PAUSED:
-                    live.enter(before, self.clock())
-                raise
-
     async def _forget(self, live: Live) -> None:
         await self.loop.between(self.worker.close, live.id)
         await self.loop.books.close(live.id)
         self.sessions.pop(live.id, None)
-
-    def known(self, session: str) -> Live:
-        """A session that is here; raises ``UnknownSession``."""
-        if session not in self.sessions:
-            raise UnknownSession(f"no session {session!r}")
-        return self.sessions[session]
-
-    def _open(self, session: str) -> Live:
-        live = self.known(session)
-        if live.state in OVER:
-            raise SessionOver(f"{session} is {live.state.value}: {live.reason or 'it takes no more directions'}")
-        self._require_here(live)
-        return live
 
     def _require_here(self, live: Live) -> None:
         if live.moving:

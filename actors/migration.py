@@ -132,13 +132,13 @@ class Migration:
         if session in self.generator.sessions:
             raise ServiceError(f"{session} is here already")
         self._await(session)
-        await self.generator.come(session, self._accept(session, data))
+        await self.generator.succession.come(session, self._accept(session, data))
 
     async def _accept(self, session: str, data: bytes) -> None:
         try:
             number = await self.loop.between(self.precopy.complete, session, data)
             worker = self.generator.worker
-            await self.generator.enter_taken(
+            await self.generator.succession.enter_taken(
                 session, self.precopy.take, lambda session, *_: worker.close(session), number=number
             )
         except BaseException:

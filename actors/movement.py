@@ -55,7 +55,7 @@ class Fleet(Protocol):
         ...
 
     async def hand_over(self, session: str, passed: bool = False) -> None:
-        """See ``Generator.hand_over``; the session is an orphan then."""
+        """See ``Succession.hand_over``; the session is an orphan then."""
         ...
 
     async def take_over(self, session: str) -> str:
@@ -67,7 +67,7 @@ class Fleet(Protocol):
         ...
 
     async def shelter(self, session: str, member: str) -> None:
-        """See ``Generator.shelter``."""
+        """See ``Succession.shelter``."""
         ...
 
 

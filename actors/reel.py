@@ -27,7 +27,7 @@ from media.encoder import Encoder, Fragment, Init, Segment
 from models.decoders import Codecs, StreamDecoder
 from streams.director import Director
 from streams.durability import Footing
-from streams.engine import Chunk
+from streams.making import Chunk
 from streams.stream import Stream
 
 SHOWN = 100  # decisions of each kind that can be inspected

@@ -16,7 +16,7 @@ from errors import RecordLost
 from models.decoders import Codecs, StreamDecoder
 from streams.director import Director
 from streams.durability import PUBLISHED
-from streams.engine import Chunk
+from streams.making import Chunk
 from streams.recovery import forget_lost, published, recover
 from streams.stream import Stream
 

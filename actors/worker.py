@@ -27,7 +27,8 @@ from media.encoding import Encoding
 from models.decoders import Codecs, StreamDecoder
 from models.segmenter import Finding
 from streams.director import Director
-from streams.engine import Chunk, Engine
+from streams.engine import Engine
+from streams.making import Chunk
 from streams.stream import Stream
 from streams.subject import SubjectKeeper
 

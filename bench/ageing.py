@@ -13,7 +13,8 @@ from cache.positions import PositionConfig
 from models.backbone import Backbone, random_transformer
 from models.sampler import Schedule
 from models.shapes import ChunkGeometry
-from streams.engine import Engine, EngineConfig
+from streams.engine import Engine
+from streams.engine_config import EngineConfig
 from streams.stream import Stream
 
 UNBOUNDED = "no eviction"

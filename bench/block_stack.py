@@ -29,7 +29,8 @@ from kernels.copies import Landing
 from models.sampler import Schedule
 from sizing.known import KNOWN
 from streams.batch import Batch
-from streams.engine import Engine, EngineConfig
+from streams.engine import Engine
+from streams.engine_config import EngineConfig
 from streams.session import Session
 
 # MaineCoon (arXiv 2606.17800): 47.5 frames a second on one H100, so that 0.64 s of media take 0.34 s.

@@ -21,7 +21,7 @@ from cache.codec import BufferCodec, Codec, Exact
 from cache.codecs import NAMES, channel_errors, named, packing
 from models.decoders import StreamDecoder
 from settings import Studio, build_studio, load
-from streams.engine import Chunk
+from streams.making import Chunk
 from streams.stream import Stream
 
 CODECS = (*NAMES, "int8@0.05", "int4@0.35", "int4@0.15")

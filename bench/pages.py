@@ -21,7 +21,7 @@ from cache.spec import AttentionType, PageFormat
 from models.decoders import StreamDecoder
 from settings import build_studio, load, read_shots
 from streams.director import Script
-from streams.engine import Chunk
+from streams.making import Chunk
 from streams.production import Production
 
 SCRIPT = REPOSITORY / "examples" / "three-scenes.yaml"

@@ -19,7 +19,7 @@ from bench.looking import median_room
 from bench.quality import interval
 from bench.takes import Contender, Crowd, Role, chunks_in, contenders
 from models.decoders import StreamDecoder
-from streams.engine import Chunk
+from streams.making import Chunk
 from streams.stream import Stream
 
 HOME, LOOK = 48, 20  # chunks: half a minute at home, 13 s looked at

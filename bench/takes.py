@@ -15,7 +15,7 @@ from cache.keep_set import Budgets, RoleBudget
 from cache.spec import Modality
 from models.decoders import StreamDecoder
 from settings import Settings, Studio, build_studio, load
-from streams.engine import Chunk
+from streams.making import Chunk
 from streams.stream import Stream
 from streams.subject import SubjectKeeper
 from training.world import CHUNK_SECONDS, Scene

@@ -26,7 +26,8 @@ from cache.spec import TYPES, AttentionType
 from cli.common import app, fail, interruptible, undisturbed
 from errors import ConfigError, LongtakeError
 from settings import Cue, build_engine, load, read_script
-from streams.engine import Chunk, Engine
+from streams.engine import Engine
+from streams.making import Chunk
 from streams.stream import Stream
 
 OPENING, LOG, KITCHEN = "opening", "decisions.jsonl", "a quiet kitchen at night, a kettle begins to boil"

@@ -23,7 +23,7 @@ from media.encoding import Encoding
 from scaling.rules import Balance, Fleet, Rules
 from sizing import known_model
 from streams.durability import Durability
-from streams.engine import EngineConfig
+from streams.engine_config import EngineConfig
 
 RANDOM, TOY, TRAINED_FOR = "random", "toy", "longtake.json"
 POLICIES: dict[str, type[Policy]] = {re.sub(r"(?<!^)(?=[A-Z])", "_", p.__name__).lower(): p for p in ALL}

@@ -3,109 +3,37 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from fractions import Fraction
+from dataclasses import replace
 from uuid import uuid4
 
-import numpy as np
 import torch
 
-from cache.books import CacheConfig
 from cache.chooser import Chooser
-from cache.drift import ChannelStatistics, Correction
 from cache.host_tier import HostTier
 from cache.manager import CacheManager
 from cache.plan import Directive, Plan, PromptChange
 from cache.policies.base import Policy
 from cache.pool import Pool
-from cache.spec import FORMATS, TYPES, AttentionType, Modality, PageFormat
+from cache.spec import TYPES, AttentionType, Modality
 from cache.staging import Staging
 from cache.state import dump, load
-from cache.tiers import Holdings, Latents, RestoreTier
+from cache.tiers import Holdings, RestoreTier
 from cache.way_back import WayBack
-from errors import BudgetError, ConfigError, LongtakeError, StreamClosed, StreamError, StreamFailed
-from kernels.copies import Landing, upload
+from errors import BudgetError, LongtakeError, StreamClosed, StreamError, StreamFailed
 from kernels.ops import ops
 from models.backbone import Backbone
 from models.prompt import Prompt, hashed_prompt
 from models.sampler import Schedule
 from streams.arrivals import Fetcher, Wait, first_of
-from streams.batch import Batch, Shares
 from streams.departures import Departures
-from streams.durability import Durability, WriteThrough, everything, shelves
+from streams.durability import WriteThrough, everything, shelves
+from streams.engine_config import EngineConfig
 from streams.executor import Executor
+from streams.making import Chunk, Made, Maker
 from streams.paging import Paging
 from streams.returns import Returns
 from streams.session import Session
-from streams.slack import RestoreConfig, Slack
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """What an engine is made with.
-
-    Args:
-        sessions: streams that fit the pool at once; opening one more raises ``PoolExhausted``.
-        host_bytes: bound of the in-process restore store, for all streams together.
-        first_schedule: denoising schedule of a scene's first chunk, which has no history of its own; by default as the
-            others.
-        durability: what of every commit is written to the restore store at once.
-        restore: how chunks come back, and how long a stream may wait for them.
-        impl: implementation of the tensor operations: ``torch``, or on a GPU ``triton``.
-        pages: how keys and values are held in the pool: as the model computes them (``exact``), or as codes of eight
-            bits with scales of their own for each chunk, ``int8`` or ``fp8``, half the bytes of 16-bit elements.
-        pages_of: attention types that are held otherwise than ``pages``.
-        coded_queries: whether queries become codes where they are multiplied with pages of codes, so that products are
-            of eight bits: sooner on a GPU, and a little less accurate (``kernels.coded_queries``).
-    """
-
-    cache: CacheConfig = field(default_factory=CacheConfig)
-    schedule: Schedule = field(default_factory=Schedule)
-    first_schedule: Schedule | None = None
-    sessions: int = 1
-    host_bytes: int = 1 << 30
-    durability: Durability = "none"
-    restore: RestoreConfig = field(default_factory=RestoreConfig)
-    impl: str = "torch"
-    pages: PageFormat = "exact"
-    pages_of: dict[AttentionType, PageFormat] = field(default_factory=dict)
-    coded_queries: bool = False
-
-    def __post_init__(self) -> None:
-        for name, pages in (("pages", self.pages), *((f"pages_of.{t}", f) for t, f in self.pages_of.items())):
-            if pages not in FORMATS:
-                raise ConfigError(f"{name} is {pages!r}; expected one of {', '.join(FORMATS)}")
-        unknown = sorted(set(self.pages_of) - set(TYPES))
-        if unknown:
-            raise ConfigError(f"pages_of names {', '.join(unknown)}; expected attention types: {', '.join(TYPES)}")
-        if self.coded_queries and all(self.format(t) == "exact" for t in TYPES):
-            raise ConfigError("coded_queries is true but all pages are exact; expected pages of int8 or fp8")
-        if self.sessions < 1:
-            raise ConfigError(f"sessions is {self.sessions}; expected room for at least 1 stream")
-
-    def format(self, type: AttentionType) -> PageFormat:
-        """How the pages of one attention type are held."""
-        return self.pages_of.get(type, self.pages)
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """One published chunk: clean latents as tokens [tokens, channels], float32. Never written after publication.
-
-    ``start`` and ``seconds`` are exact times of the chunk's slot; a causal decoder makes fewer frames of the very first
-    latent frame, so what it shows runs ahead of the slot by a constant. ``drift``: score against the scene's reference.
-    """
-
-    index: int
-    scene: str
-    video: torch.Tensor
-    audio: torch.Tensor
-    start: Fraction
-    seconds: Fraction
-    drift: float
-
-
-Made = tuple[Chunk, Latents, Shares | None]
+from streams.slack import Slack
 
 
 class Engine:
@@ -161,6 +89,9 @@ class Engine:
         sigma = self.config.schedule.context_sigma
         self.executor = Executor(
             backbone, self.paging, self.staging, sigma, self.through, self.fetcher, self.way_back, clock
+        )
+        self.maker = Maker(
+            backbone, policy, self.pool, self.ops, sigma, self.departures.settle, self.way_back.passed, clock
         )
         loads = self.config.cache.positions.move == "relocate"
         self.returns = Returns(restore, policy, self.staging, self.fetcher, self.executor, loads)
@@ -318,7 +249,7 @@ class Engine:
                 for t in TYPES:
                     self.pool.claim(session.lease, t, session.staged(t))
             for group, schedule in self._groups(sessions):
-                made.update(zip((s.id for s in group), self._make(group, schedule), strict=True))
+                made.update(zip((s.id for s in group), self.maker.make(group, schedule), strict=True))
         except BaseException:  # Ctrl-C too: whatever broke the chunk off, its staged pages and drift go back
             for session in begun:
                 self._abort(session)
@@ -350,44 +281,6 @@ class Engine:
         return [
             (group, schedule) for group, schedule in ((first, config.first_schedule), (later, config.schedule)) if group
         ]
-
-    def _make(self, sessions: Sequence[Session], schedule: Schedule) -> list[Made]:
-        """Denoise, publish, correct, and leave the corrected copies' keys and values in the staged pages."""
-        batch, began = Batch(self.backbone, self.pool, self.ops, sessions, self.departures.settle), self.clock()
-        clean = batch.denoise(schedule)
-        statistics = Landing([torch.cat(self.ops.channel_statistics(x), -1) for x in clean]).wait()
-        self.way_back.passed((self.clock() - began) / (len(schedule.sigmas) * len(sessions)))
-        verdicts = [session.manager.judge(_seen(statistics, row)) for row, session in enumerate(sessions)]
-        rows = list(enumerate(sessions))
-        chunks = [self._publish(s, clean[0][row], clean[1][row], verdicts[row].score) for row, s in rows]
-        video, audio = (
-            self._corrected(x, [verdict.corrections.get(m.value) for verdict in verdicts])
-            for m, x in zip(Modality, clean, strict=True)
-        )
-        # Of each its own copy: they are kept for as long as their session wants them.
-        committed = [
-            Latents(video[row].clone(), audio[row].clone(), s.prompt.key, s.manager.scenes.current_name)
-            for row, s in rows
-        ]
-        shares = batch.commit(committed, self.config.schedule.context_sigma, self.policy.wants_mass)
-        return list(zip(chunks, committed, shares, strict=True))
-
-    def _publish(self, session: Session, video: torch.Tensor, audio: torch.Tensor, drift: float) -> Chunk:
-        """The chunk as the viewers get it: copies that nobody else holds."""
-        seconds, index = self.backbone.geometry.seconds, session.manager.next_chunk
-        scene = session.manager.scenes.current_name
-        return Chunk(index, scene, video.clone(), audio.clone(), index * seconds, seconds, drift)
-
-    def _corrected(self, x: torch.Tensor, corrections: Sequence[Correction | None]) -> torch.Tensor:
-        """The copies [rows, tokens, channels] that the cache gets, each corrected as it is to be, if it is."""
-        if not any(corrections):
-            return x
-        rows, channels = len(x), x.shape[-1]
-        nothing = Correction(np.zeros(channels), np.ones(channels), 0.0)
-        given = [nothing if correction is None else correction for correction in corrections]
-        numbers = np.concatenate([*(c.mean for c in given), *(c.std for c in given), [c.strength for c in given]])
-        mean, std, strength = upload(torch.from_numpy(numbers), x.device).split([rows * channels] * 2 + [rows])
-        return self.ops.correct(x, mean.view(rows, channels), std.view(rows, channels), strength).x
 
     def _abort(self, session: Session) -> None:
         for t, place in session.manager.abort().items():
@@ -424,9 +317,3 @@ class Engine:
         for session in self.sessions.values():
             session.manager.check_integrity()
             session.check_pages()
-
-
-def _seen(statistics: Sequence[torch.Tensor], row: int) -> dict[str, ChannelStatistics]:
-    """What the books judge one row by; ``statistics`` [rows, 2 · channels] by modality: means, then spreads."""
-    halves = {m: statistics[i][row].chunk(2) for i, m in enumerate(Modality)}
-    return {m.value: ChannelStatistics(mean.numpy(), std.numpy()) for m, (mean, std) in halves.items()}

@@ -6,7 +6,8 @@ from fractions import Fraction
 
 from models.decoders import Codecs, Media, StreamDecoder
 from streams.director import Director, Script
-from streams.engine import Chunk, Engine
+from streams.engine import Engine
+from streams.making import Chunk
 from streams.stream import Stream
 from streams.subject import SubjectKeeper
 

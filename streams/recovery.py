@@ -14,7 +14,8 @@ from cache.state import Plain
 from cache.tiers import KeyValues
 from errors import LongtakeError, RecordLost
 from streams.durability import Footing, everything, published_shelf, shelves, subject_shelf
-from streams.engine import Chunk, Engine
+from streams.engine import Engine
+from streams.making import Chunk
 from streams.session import Origin, Session
 
 

@@ -24,7 +24,8 @@ from cache.spec import TYPES, Modality
 from errors import StreamError
 from models.prompt import Prompt
 from streams import snapshot
-from streams.engine import Chunk, Engine
+from streams.engine import Engine
+from streams.making import Chunk
 from streams.session import Session
 
 

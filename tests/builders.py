@@ -26,7 +26,8 @@ from models.sampler import Pair, Schedule
 from models.shapes import ChunkGeometry
 from streams.batch import Batch
 from streams.durability import Durability
-from streams.engine import Engine, EngineConfig
+from streams.engine import Engine
+from streams.engine_config import EngineConfig
 from streams.session import Session
 from streams.slack import RestoreConfig
 from tests.interpreter import quicken

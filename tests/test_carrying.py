@@ -38,10 +38,10 @@ def test_an_imported_session_makes_the_latents_of_a_fork_and_the_exported_one_go
             await first.create("a", Order(BALL, seed=4))
             await take(first, "a", 6)
             at = await still(first, "a")
-            found = await first.export("a", 1 << 30)
-            pieces = [await first.piece("a", found["ticket"], i) for i in range(0, found["bytes"], PIECE)]
+            found = await first.carriage.export("a", 1 << 30)
+            pieces = [await first.carriage.piece("a", found["ticket"], i) for i in range(0, found["bytes"], PIECE)]
             await first.fork("a", "fork")
-            made = await second.bring("b", "me", found["bytes"], some(pieces))
+            made = await second.carriage.bring("b", "me", found["bytes"], some(pieces))
             assert made["next_chunk"] == at
             for one, session, owner in ((first, "fork", ""), (second, "b", "me"), (first, "a", "")):
                 assert of(await watched(one, session, owner, at - 1, 8), "chunk")[0]["index"] == at
@@ -76,14 +76,16 @@ def test_a_script_goes_on_from_a_file_where_it_was() -> None:
             await made.create("a", Order(script=script))
             await take(made, "a", 5)
             at = await still(made, "a")
-            found = await made.export("a", 1 << 30)
-            data = b"".join([await made.piece("a", found["ticket"], i) for i in range(0, found["bytes"], PIECE)])
-            await made.bring("b", "", len(data), some([data]))
+            found = await made.carriage.export("a", 1 << 30)
+            data = b"".join(
+                [await made.carriage.piece("a", found["ticket"], i) for i in range(0, found["bytes"], PIECE)]
+            )
+            await made.carriage.bring("b", "", len(data), some([data]))
             scenes = [m["scene"] for m in of(await watched(made, "b", "", at - 1, 10 - at), "chunk")]
             assert scenes == (["lab"] * 4 + ["attic"] * 4 + ["lab"] * 2)[at:]
             await until(lambda: made.sessions["b"].state == "finished")
             with pytest.raises(SessionOver):
-                await made.export("b", 1 << 30)
+                await made.carriage.export("b", 1 << 30)
 
     run(test)
 
@@ -142,7 +144,7 @@ def test_rubbish_is_refused_with_a_clear_problem_and_nothing_is_changed(tmp_path
                     await client.import_take(bad)
                 assert not made.sessions
                 assert not made.worker.engine.sessions
-                assert not made.incoming._files
+                assert not made.carriage.incoming._files
             async with httpx.AsyncClient(base_url=url) as http:
                 answer = await http.post("/v1/imports", content=foreign)
                 assert (answer.status_code, answer.json()["code"]) == (422, "snapshot_mismatch")
@@ -180,14 +182,14 @@ def test_a_download_that_breaks_off_leaves_no_file(tmp_path: Path) -> None:
         async with served() as (made, client, _):
             session = (await client.create(BALL))["session"]
             await watched(made, session, "", -1, 4)
-            piece = made.outgoing.piece
+            piece = made.carriage.outgoing.piece
 
             def once(ticket: str, offset: int) -> bytes:
                 if offset:
-                    made.outgoing.drop(ticket)
+                    made.carriage.outgoing.drop(ticket)
                 return piece(ticket, offset)
 
-            made.outgoing.piece = once  # type: ignore[method-assign]
+            made.carriage.outgoing.piece = once  # type: ignore[method-assign]
             with pytest.raises(ServiceError, match="broke off"):
                 await client.export(session, tmp_path / "take")
             assert not list(tmp_path.iterdir())

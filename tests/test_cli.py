@@ -26,7 +26,7 @@ from cli import stream as stream_command
 from cli.common import MODULES
 from errors import LongtakeError
 from settings import Settings, build_engine, load, read_script
-from streams.engine import Chunk
+from streams.making import Chunk
 from streams.session import Session
 from streams.stream import Stream
 

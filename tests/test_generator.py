@@ -323,7 +323,7 @@ def test_a_session_that_could_not_be_handed_over_goes_on_for_those_who_watch() -
 
             made.loop.books.restate = fails  # type: ignore[method-assign]
             with pytest.raises(ServiceError):
-                await made.hand_over("a")
+                await made.succession.hand_over("a")
             made.loop.books.restate = restate  # type: ignore[method-assign]
             await chunk(messages, 2)
             await messages.aclose()  # type: ignore[attr-defined]
@@ -749,7 +749,9 @@ def test_what_leaves_a_gpu_is_given_to_the_store_as_soon_as_nothing_else_is_to_b
     async def test() -> None:
         async with generator(Pace(lead=3)) as made:
             leaving = Leaving(made.worker.engine.store)
-            monkeypatch.setattr(made.worker.engine, "departures", leaving)
+            engine = made.worker.engine
+            monkeypatch.setattr(engine, "departures", leaving)
+            monkeypatch.setattr(engine, "maker", replace(engine.maker, meanwhile=leaving.settle))
             await made.create("a", BALL)
             await until(lambda: made.sessions["a"].next_chunk == 3)
             await until(lambda: not leaving.leaving)

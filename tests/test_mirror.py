@@ -273,7 +273,7 @@ def test_a_paused_session_survives_its_node_and_an_unmirrored_one_does_not_harm_
                     assert not made.nodes[1].store.statistics()["vault_streams"]  # type: ignore[union-attr]
                 else:
                     with pytest.raises((UnknownSession, RecordLost)):
-                        await made.named["second"].take_over("nobody")
+                        await made.named["second"].succession.take_over("nobody")
                 await made.create("b", Order(RING), "")
                 await watched(made, "b", 3)
                 made.named["second"].worker.engine.check_integrity()

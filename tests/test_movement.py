@@ -214,7 +214,7 @@ def test_a_viewer_that_acknowledges_does_not_bring_back_what_is_being_handed_ove
                 await restate(session)
 
             first.loop.books.restate = slow  # type: ignore[method-assign]
-            await first.hand_over("a")
+            await first.succession.hand_over("a")
             assert "a" not in first.sessions
             made.directory.undrain("second")
             made.directory.desert("a")

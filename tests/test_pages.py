@@ -26,7 +26,8 @@ from models.sampler import Schedule
 from settings.reading import load
 from sizing.pages import page_bytes
 from streams.durability import Footing
-from streams.engine import Engine, EngineConfig
+from streams.engine import Engine
+from streams.engine_config import EngineConfig
 from streams.recovery import forget_lost, recover
 from streams.stream import Stream
 from tests.builders import SMALL_KEEP_SET, backbone, engine, latents, poison, teacher_force, tiny_backbone

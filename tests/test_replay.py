@@ -17,7 +17,8 @@ from cache.scenes import SceneConfig
 from cache.spec import AttentionType, Modality, PageFormat
 from models.backbone import Backbone, random_transformer
 from models.sampler import denoise, noise
-from streams.engine import Chunk, Engine
+from streams.engine import Engine
+from streams.making import Chunk
 from streams.stream import Stream
 from tests.builders import FAMILIES, SMALL_KEEP_SET, architecture, backbone, engine, poison, sharpen, visible
 from tests.oracle import Replay

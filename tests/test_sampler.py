@@ -6,7 +6,8 @@ import torch
 from cache.spec import Modality
 from errors import ConfigError
 from models.sampler import Schedule, denoise, noise
-from streams.engine import Engine, EngineConfig
+from streams.engine import Engine
+from streams.engine_config import EngineConfig
 from streams.stream import Stream
 from tests.builders import backbone, engine
 

@@ -10,7 +10,7 @@ from cache.keep_set import Budgets
 from cache.policies import SinkRecent
 from errors import BudgetError, CheckpointError, ConfigError, GeometryError
 from settings import POLICIES, Cue, ModelSettings, Settings, build_engine, load, read_key, read_script
-from streams.engine import EngineConfig
+from streams.engine_config import EngineConfig
 
 Write = Callable[[str], Path]
 

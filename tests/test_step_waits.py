@@ -26,7 +26,8 @@ from models.processors import CachedAttention
 from models.sampler import Schedule
 from models.shapes import ChunkGeometry
 from streams.durability import Durability
-from streams.engine import Chunk, Engine
+from streams.engine import Engine
+from streams.making import Chunk
 from streams.session import Session
 from tests.builders import SMALL_KEEP_SET, TINY, engine
 from tests.pretend_gpu import OnGpu, PretendGpu, move, pretend_gpu, unwrapped

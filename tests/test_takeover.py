@@ -93,7 +93,7 @@ def test_after_a_generator_is_lost_another_goes_on_with_the_same_latents_and_no_
             await first.create("a", BALL)
             seen = await take(first, "a", 7)
             await die(first)
-            await second.take_over("a")
+            await second.succession.take_over("a")
             seen += await take(second, "a", 9, after=6)
             assert [m["index"] for m in of(seen, "chunk")] == list(range(16))
             for chunk in range(16):
@@ -116,7 +116,7 @@ def test_what_a_viewer_had_not_acknowledged_is_shown_once_more_as_it_was(durabil
             seen = await take(first, "a", 10)
             await until(lambda: first.sessions["a"].next_chunk >= 13)
             await die(first)
-            await second.take_over("a")
+            await second.succession.take_over("a")
             again = await take(second, "a", 8, after=5)
             assert [m["index"] for m in of(again, "chunk")] == list(range(6, 14))
             before = read(io.BytesIO(media_of(seen)))
@@ -145,7 +145,7 @@ def test_whoever_had_every_chunk_that_was_published_goes_on_with_a_key_frame() -
             newest = first.sessions["a"].next_chunk - 1
             seen += await take(first, "a", newest - 5, after=5)
             await die(first)
-            await second.take_over("a")
+            await second.succession.take_over("a")
             seen += await take(second, "a", 3, after=newest)
             chunks = of(seen, "chunk")
             assert [m["index"] for m in chunks] == list(range(newest + 4))
@@ -170,7 +170,7 @@ def test_a_script_goes_on_where_it_was_and_ends() -> None:
                     if message["index"] == 5:
                         break
             await die(first)
-            await second.take_over("a")
+            await second.succession.take_over("a")
             with pytest.raises(UnknownSession):
                 await second.ask("a", "", "inspect")
             scenes = []
@@ -193,7 +193,7 @@ def test_a_receipt_that_was_given_holds_after_the_generator_is_lost() -> None:
             await until(lambda: not first.sessions["a"].due and not first.sessions["a"].in_flight)
             receipt = await first.control("a", Direction("cut", "a green cube in a red hall", "hall"))
             await die(first)
-            await second.take_over("a")
+            await second.succession.take_over("a")
             seen = await take(second, "a", 5, after=2)
             scenes = {m["index"]: m["scene"] for m in of(seen, "chunk")}
             assert scenes[receipt["from"]] == "hall"
@@ -215,7 +215,7 @@ def test_a_session_that_was_put_away_is_taken_over_bit_for_bit_and_its_snapshot_
             await die(first)
             assert shared.shelf.held
             at = shared.ledger.service.read("a")[1].state["next_chunk"]
-            await second.take_over("a")
+            await second.succession.take_over("a")
             await take(second, "a", 3, after=at - 1)
             assert not shared.shelf.held
             await take(whole, "whole", at + 3)
@@ -258,9 +258,9 @@ def test_a_takeover_that_the_books_refused_or_left_in_doubt_costs_nothing(error:
             await die(first)
             RestatesOnce(second, error, before)
             with pytest.raises(type(error)):
-                await second.take_over("a")
+                await second.succession.take_over("a")
             assert not second.worker.engine.sessions
-            await second.take_over("a")
+            await second.succession.take_over("a")
             await take(second, "a", 5, after=6)
             for chunk in range(12):
                 assert torch.equal(shared.latents["a"][chunk], shared.latents["whole"][chunk]), chunk
@@ -281,9 +281,9 @@ def test_a_takeover_that_breaks_off_in_the_midst_gives_everything_back(monkeypat
             with monkeypatch.context() as broken:
                 broken.setattr(takeover, "primed", Mock(side_effect=SnapshotCorrupt("a decoder that cannot go on")))
                 with pytest.raises(SnapshotCorrupt):
-                    await second.take_over("a")
+                    await second.succession.take_over("a")
             assert not second.worker.engine.sessions
-            await second.take_over("a")
+            await second.succession.take_over("a")
             await take(second, "a", 3, after=6)
             await second.stop("a")
             assert not shared.tier.sessions()
@@ -299,13 +299,13 @@ def test_a_snapshot_is_kept_until_the_books_have_the_stream_that_came_of_it() ->
             await take(whole, "whole", 12)
             await first.create("a", BALL)
             await take(first, "a", 4)
-            await first.hand_over("a")
+            await first.succession.hand_over("a")
             at = shared.ledger.service.read("a")[1].state["next_chunk"]
             RestatesOnce(second, FencedOff("another was faster"))
             with pytest.raises(FencedOff):
-                await second.take_over("a")
+                await second.succession.take_over("a")
             assert shared.shelf.held
-            await second.take_over("a")
+            await second.succession.take_over("a")
             assert not shared.shelf.held
             await take(second, "a", 3, after=at - 1)
             await take(whole, "whole", at + 3)
@@ -322,10 +322,10 @@ def test_a_paused_session_that_cannot_be_put_away_again_is_taken_over_all_the_sa
             await first.create("a", BALL)
             await take(first, "a", 3)
             await first.pause("a")
-            await first.hand_over("a")
+            await first.succession.hand_over("a")
             shared.shelf.room = 0
             for _ in range(2):
-                await second.take_over("a")
+                await second.succession.take_over("a")
             assert len(second.worker.engine.sessions) == 1
             await second.create("b", BALL)
             await second.stop("a")
@@ -367,13 +367,13 @@ def test_a_session_that_is_handed_over_goes_on_elsewhere_and_its_viewers_are_sen
             await first.create("a", BALL)
             watching = asyncio.create_task(take(first, "a", 1000))
             await until(lambda: first.sessions["a"].next_chunk > 4)
-            await first.hand_over("a")
+            await first.succession.hand_over("a")
             with pytest.raises(SessionMoved):
                 await watching
             assert "a" not in first.sessions
             assert not first.worker.engine.sessions
             at = shared.ledger.service.read("a")[1].state["next_chunk"]
-            await second.take_over("a")
+            await second.succession.take_over("a")
             seen = await take(second, "a", 5, after=at - 1)
             assert [m["index"] for m in of(seen, "chunk")] == list(range(at, at + 5))
 
@@ -386,7 +386,7 @@ def test_a_generator_that_was_only_slow_shows_nothing_more_and_harms_nothing() -
             slow, second = shared.generator(), shared.generator()
             await slow.create("a", BALL)
             await take(slow, "a", 5)
-            await second.take_over("a")
+            await second.succession.take_over("a")
             with pytest.raises((SessionMoved, UnknownSession)):
                 await take(slow, "a", 50, after=4)
             await until(lambda: not slow.worker.engine.sessions)
@@ -406,12 +406,12 @@ def test_two_that_ask_at_once_get_one_session_and_no_room_or_an_unknown_one_is_s
             await full.create("other", BALL)
             await die(first)
             with pytest.raises(NoCapacity):
-                await full.take_over("a")
+                await full.succession.take_over("a")
             assert set(full.sessions) == {"other"}
-            await asyncio.gather(second.take_over("a"), second.take_over("a"))
+            await asyncio.gather(second.succession.take_over("a"), second.succession.take_over("a"))
             assert list(second.worker.reels) == ["a"]
             with pytest.raises(UnknownSession):
-                await second.take_over("nobody")
+                await second.succession.take_over("nobody")
 
     run(test)
 

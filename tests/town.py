@@ -154,7 +154,7 @@ class Town(House, Fleet):
 
     async def bring(self, session: str, owner: str, nbytes: int, pieces: AsyncIterator[bytes]) -> dict[str, Any]:
         self.directory.place(session)
-        return await self.of(session).bring(session, owner, nbytes, pieces)
+        return await self.of(session).carriage.bring(session, owner, nbytes, pieces)
 
     async def listing(self, owner: str) -> list[dict[str, Any]]:
         return self.directory.listing(owner)
@@ -230,16 +230,16 @@ class Town(House, Fleet):
             self.calls.append("passed")
             await self.before("passed")
         home = self.directory.find(session)
-        await self.of(session).hand_over(session, passed)
+        await self.of(session).succession.hand_over(session, passed)
         assert home is not None
         self.directory.desert(session)
-        self.named[home].left(session)
+        self.named[home].succession.left(session)
 
     async def take_over(self, session: str) -> str:
         home, promised = self.directory.rescue(session)
         if promised:
             try:
-                await self.named[home].take_over(session)
+                await self.named[home].succession.take_over(session)
             except LongtakeError:
                 self.directory.unplace(session)
                 raise
@@ -250,7 +250,7 @@ class Town(House, Fleet):
         await self.ask(session, owner, "stop")
 
     async def shelter(self, session: str, member: str) -> None:
-        await self.named[member].shelter(session)
+        await self.named[member].succession.shelter(session)
 
 
 @asynccontextmanager
