@@ -41,12 +41,14 @@ install_venv() {
     require_venv_module "$python"
     echo "setting up $longtake_venv with $("$python" --version)" >&2
     "$python" -m venv --clear "$longtake_venv"
-    local pip=("$longtake_venv/bin/python" -m pip --quiet --disable-pip-version-check)
+    # Compiled at the end, on all cores: pip would do it on one.
+    local pip=(env PIP_COMPILE=0 "$longtake_venv/bin/python" -m pip --quiet --disable-pip-version-check)
     "${pip[@]}" install --upgrade pip
     # First and alone: an unpinned torch, drawn in by something else, would be another and far larger one.
     "${pip[@]}" install "$(grep '^torch==' "$longtake_root/requirements.lock")"
     "${pip[@]}" install --requirement "$longtake_root/requirements.lock"
     "${pip[@]}" install --no-deps --editable "$longtake_root"
+    "$longtake_venv/bin/python" -m compileall -qq -j 0 "$longtake_root" || true  # some packages ship what is no Python
     fingerprint >"$longtake_stamp"
 }
 

@@ -24,6 +24,15 @@ export OMP_NUM_THREADS=1
 
 ruff check .
 ruff format --check .
-mypy
+# A minute where it has no cache, on one core: beside the tests, which often wait.
+types="$(mktemp)"
+mypy >"$types" 2>&1 &
+checking=$!
+trap 'kill "$checking" 2>/dev/null || true; rm -f "$types"' EXIT
 # By file, in the order of tests/conftest.py: a file that starts a cluster starts it once.
-exec pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
+tests=0
+pytest -n 2 --dist loadfile --no-loadscope-reorder "$@" || tests=$?
+typed=0
+wait "$checking" || typed=$?
+cat "$types"
+exit "$((tests ? tests : typed))"
