@@ -220,9 +220,12 @@ class StepLoop:
     async def give_away(self, live: Live, whole: bool = False) -> None:
         """Another generator has the session: its viewers are sent there, and nothing that is theirs is touched.
 
-        ``whole``: nor does it need what this one has in the restore store.
+        ``whole``: nor does it need what this one has in the restore store. Nothing happens if it was let go already: a
+        session of that name may have come back meanwhile.
         """
-        self.sessions.pop(live.id, None)
+        if self.sessions.get(live.id) is not live:
+            return
+        del self.sessions[live.id]
         self.books.drop(live.id)
         live.moved = True
         live.tell()

@@ -397,6 +397,44 @@ def test_a_generator_that_was_only_slow_shows_nothing_more_and_harms_nothing() -
     run(test)
 
 
+def test_a_late_refusal_does_not_end_a_session_that_has_come_back_meanwhile() -> None:
+    """Two chunks are refused; the answer for the second is late."""
+
+    async def test() -> None:
+        async with house("kv") as shared:
+            first, second = shared.generator(), shared.generator()
+            await first.create("a", BALL)
+            await take(first, "a", 5)
+            real, late, refused = first.loop.books.confirm, asyncio.Event(), list[int]()
+
+            async def confirm(entries: Any) -> Any:
+                found = await real(entries)
+                if isinstance(found["a"], FencedOff):
+                    refused.append(entries[0].chunk)
+                    if len(refused) == 2:
+                        await late.wait()
+                    else:
+                        await until(lambda: len(refused) == 2)
+                return found
+
+            first.loop.books.confirm = confirm  # type: ignore[method-assign]
+            before = first.sessions["a"]
+            await second.succession.take_over("a")
+            with pytest.raises((SessionMoved, UnknownSession)):
+                await take(first, "a", 50, after=4)
+            await until(lambda: not first.worker.engine.sessions)
+            await second.succession.hand_over("a")
+            await first.succession.take_over("a")
+            late.set()
+            assert before.publishing is not None
+            await asyncio.wait_for(before.publishing, 30)
+            at = first.sessions["a"].next_chunk
+            seen = await take(first, "a", 5, after=at - 1)
+            assert [m["index"] for m in of(seen, "chunk")] == list(range(at, at + 5))
+
+    run(test)
+
+
 def test_two_that_ask_at_once_get_one_session_and_no_room_or_an_unknown_one_is_said() -> None:
     async def test() -> None:
         async with house("kv", sessions=1) as shared:
