@@ -3,6 +3,7 @@
 Where there is no GPU, Triton's kernels run in Triton's interpreter, which must be chosen before Triton is imported.
 """
 
+import gc
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -45,6 +46,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if INTERPRETED:
         items[:] = few(item for item in items if item.path.stem in CACHE)
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def heap_as_it_was() -> None:
+    """What there is before a file is no garbage of its tests: who collects that looks through it no more."""
+    gc.collect()
+    gc.freeze()
 
 
 def few(items: Iterable[pytest.Item], most: int = 3) -> list[pytest.Item]:
