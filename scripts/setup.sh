@@ -48,7 +48,7 @@ install_venv() {
     "${pip[@]}" install "$(grep '^torch==' "$longtake_root/requirements.lock")"
     "${pip[@]}" install --requirement "$longtake_root/requirements.lock"
     "${pip[@]}" install --no-deps --editable "$longtake_root"
-    "$longtake_venv/bin/python" -m compileall -qq -j 0 "$longtake_root" || true  # some packages ship what is no Python
+    "$longtake_venv/bin/python" -m compileall -qq -j 0 "$longtake_venv/lib" || true  # some packages ship what is no Python
     fingerprint >"$longtake_stamp"
 }
 

@@ -304,7 +304,8 @@ async def load_of_all_kinds(service: str, scraped: Prometheus) -> None:
             while all(one["taken"] for one in await client.generators()):
                 await asyncio.sleep(0.2)
         await client.move(made[0])
-        async with asyncio.timeout(30):  # what the store answered goes with it, and on a busy machine that is all here
+        # The store's counts end with it. On a busy machine returns are encoded, and all it answered was for the move.
+        async with asyncio.timeout(30):
             while not scraped.over(f"rate(ray_longtake_store_hits[{WINDOW}]) > 0", begin, time.time(), 1):
                 await asyncio.sleep(0.2)
         store = next(a for a in list_named_actors(all_namespaces=True) if (a["name"] or "").startswith(STORE))
